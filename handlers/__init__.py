@@ -1,0 +1,1 @@
+"""What one task does: admission, the request message, the images, training and testing."""

@@ -1,0 +1,1 @@
+"""The detector: data path, networks, training loop, export, evaluation. Imported by the child process only."""

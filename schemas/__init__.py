@@ -1,0 +1,1 @@
+"""What the documents and messages are: names, types, defaults and codes of the published interface."""

@@ -1,0 +1,1 @@
+"""The process: watch, dispatch, run, report."""
