@@ -1,0 +1,57 @@
+"""What the tests share: one real replica set for the whole run, a database for each test."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+from pymongo import MongoClient
+
+from service.embedded import embedded_mongo
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """PyMongo's asynchronous client needs asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def mongo_uri() -> Iterator[str]:
+    """The URI of a one-node replica set. Where it cannot start, the tests that need it fail: none is skipped."""
+    with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(embedded_mongo()) as uri:
+        yield uri
+
+
+@pytest.fixture
+def database_name(mongo_uri: str) -> Iterator[str]:
+    """The name of a database of the test's own, dropped after it."""
+    name = f"test_{uuid.uuid4().hex[:16]}"
+    yield name
+    with MongoClient(mongo_uri) as client:
+        client.drop_database(name)
+
+
+@pytest.fixture
+def dltask_env(mongo_uri: str, database_name: str, tmp_path: Path) -> dict[str, str]:
+    """The environment for a `dltask` that is run as a program, on the test's own database and cache."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("DLTASK_")}
+    return env | {
+        "DLTASK_MONGODB_URI": mongo_uri,
+        "DLTASK_DATABASE": database_name,
+        "DLTASK_CACHE_DIR": str(tmp_path / "cache"),
+    }
+
+
+@pytest.fixture(scope="session")
+def shared_datasets() -> Path:
+    """The folder of real data sets beside the checkout; only a developer's machine may lack it."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "datasets"
+    if not path.is_dir():
+        reason = f"the data sets are not at {path}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
