@@ -98,7 +98,7 @@ def check_params(raw: Any) -> ParamClass:
         raise ParamError("param_request", f"param_request is {shown(raw)}; expected a document of parameters")
     named: dict[str, Any] = {}
     for key, value in raw.items():
-        name = PARAM_ALIASES.get(key, key)
+        name = PARAM_ALIASES.get(str(key), str(key))
         if name in named:
             raise ParamError(f"param_request.{name}", f"param_request.{name} is given in both of its spellings")
         named[name] = value

@@ -1,0 +1,206 @@
+"""The client, the one shielded call that every operation goes through, and the indexes.
+
+PyMongo's async client must never be cancelled by anyio in the middle of an operation: the connection it was using is
+then never given back, and once the pool is used up every later operation hangs for good. So nothing outside this
+package sees the client, and everything inside goes through `Database.call` or `Database.batches`.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote_plus
+
+import anyio
+import anyio.lowlevel
+from bson.codec_options import CodecOptions, DatetimeConversion
+from gridfs import AsyncGridFSBucket
+from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.command_cursor import AsyncCommandCursor
+from pymongo.asynchronous.cursor import AsyncCursor
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
+from pymongo.uri_parser import parse_uri
+from pymongo.write_concern import WriteConcern
+
+from handlers.errors import StartupError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Document = dict[str, Any]
+
+#: What a MongoDB operation raises; callers outside this package know it by this name.
+StoreError = PyMongoError
+
+#: One operation, retries and server selection included. Above a fail-over (11 s), below half the lease of 45 s, so that
+#: a renewal that hangs is tried again in time.
+OPERATION_TIMEOUT_MS = 20_000
+
+#: Documents that clients wrote can hold dates no datetime can and text that is not UTF-8: neither may break a reader.
+CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
+    tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
+
+_DUPLICATE_KEY = 11000
+
+INDEXES: Mapping[str, Sequence[IndexModel]] = {
+    "DL_TASK": [
+        # Partial, so that documents with no, negative or textual ids can each be inserted, and be rejected with a code.
+        IndexModel("task_id", unique=True, partialFilterExpression={"task_id": {"$gte": 0}}, name="task_id"),
+        # Claim and sweep; the device fields let a claim pass over tasks that do not fit without fetching them.
+        IndexModel(
+            [
+                ("status", ASCENDING),
+                ("priority", DESCENDING),
+                ("create_time", ASCENDING),
+                ("param_request.device_type", ASCENDING),
+                ("param_request.device_num", ASCENDING),
+            ],
+            name="queue",
+        ),
+        # Finds copies of admitted documents from the index alone (see `Tasks.unadmitted`).
+        IndexModel([("admitted_id", ASCENDING), ("_id", ASCENDING)], name="admitted"),
+    ],
+    "IMG_INFO": [IndexModel([("dataset", ASCENDING), ("split", ASCENDING), ("_id", ASCENDING)], name="dataset")],
+    "IMG_LAB_INFO": [IndexModel([("img_id", ASCENDING), ("_id", ASCENDING)], name="img_id")],
+    "DL_MODEL": [
+        IndexModel([("model_name", ASCENDING), ("version", DESCENDING)], unique=True, name="version"),
+        IndexModel("task_id", unique=True, name="task_id"),
+    ],
+    "DL_TEST_RESULT": [
+        IndexModel(
+            [("task_id", ASCENDING), ("attempt", ASCENDING), ("img_id", ASCENDING)], unique=True, name="task_image"
+        )
+    ],
+    "DL_WORKER": [IndexModel("renewed_at", expireAfterSeconds=60, name="expiry")],
+}
+
+
+def masked(text: str, uri: str) -> str:
+    """`text` without the password that `uri` carries, however it is written there."""
+    try:
+        password = parse_uri(uri, validate=False, warn=False)["password"]
+    except (InvalidURI, ConfigurationError, ValueError):
+        password = None
+    # A URI that does not parse may still hold one between the colon and the at sign.
+    raw = uri.rpartition("@")[0].rpartition(":")[2] if "@" in uri else ""
+    for secret in (password, raw, quote_plus(password or "")):
+        if secret and not secret.startswith("//"):
+            text = text.replace(secret, "***")
+    return text
+
+
+class Database:
+    """One MongoDB database, its collections and GridFS buckets."""
+
+    def __init__(self, client: AsyncMongoClient[Document], name: str) -> None:
+        self._client = client
+        self.db = client.get_database(name, codec_options=CODEC, write_concern=WriteConcern(w="majority", j=True))
+
+    def collection(self, name: str) -> AsyncCollection[Document]:
+        """The collection `name`."""
+        return self.db[name]
+
+    def bucket(self, name: str) -> AsyncGridFSBucket:
+        """The GridFS bucket `name`."""
+        return AsyncGridFSBucket(self.db, bucket_name=name)
+
+    async def call(self, operation: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one operation of the client to its end, whoever cancels meanwhile.
+
+        A cancellation is delivered before the operation begins and never after, so that a caller always learns what
+        its write did.
+        """
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        with anyio.CancelScope(shield=True):
+            result = await operation(*args, **kwargs)
+        return result
+
+    async def batches(
+        self, cursor: AsyncCursor[Document] | AsyncCommandCursor[Document], size: int = 1000
+    ) -> AsyncGenerator[list[Document], None]:
+        """The documents of `cursor`, up to `size` at a time. Use under `contextlib.aclosing`."""
+        try:
+            while batch := await self.call(cursor.to_list, size):
+                yield batch
+        finally:
+            with anyio.CancelScope(shield=True):
+                await cursor.close()
+
+    async def transaction(self, body: Callable[[AsyncClientSession], Awaitable[T]]) -> T:
+        """Run `body` in a transaction, again if the server says that it may succeed then."""
+
+        async def run() -> T:
+            async with self._client.start_session() as session:
+                return await session.with_transaction(body)
+
+        return await self.call(run)
+
+    async def check(self) -> None:
+        """Raise StartupError unless the server is a replica set new enough, that this user may read."""
+        try:
+            hello = await self.call(self._client.admin.command, "hello")
+        except PyMongoError as error:
+            raise StartupError(f"MongoDB does not answer: {brief(error)}; check DLTASK_MONGODB_URI") from error
+        if "setName" not in hello:
+            raise StartupError(
+                "MongoDB runs without a replica set, which change streams need; start mongod with --replSet and run "
+                "rs.initiate() (one member is enough)"
+            )
+        if hello["maxWireVersion"] < 13:
+            raise StartupError("MongoDB is older than 5.0; expected 5.0 or newer")
+
+    async def create_indexes(self) -> None:
+        """Create what is missing. Raises StartupError that names the duplicates which stand against a unique index."""
+        for name, indexes in INDEXES.items():
+            for index in indexes:
+                try:
+                    await self.call(self.collection(name).create_indexes, [index])
+                except OperationFailure as error:
+                    if error.code != _DUPLICATE_KEY:
+                        raise StartupError(
+                            f"cannot create index {name}.{index.document['name']}: {brief(error)}"
+                        ) from error
+                    raise StartupError(await self._duplicates(name, index)) from error
+
+    async def _duplicates(self, name: str, index: IndexModel) -> str:
+        fields = list(index.document["key"])
+        cursor = await self.call(
+            self.collection(name).aggregate,
+            [
+                {"$match": index.document.get("partialFilterExpression", {})},
+                {"$group": {"_id": {field: f"${field}" for field in fields}, "count": {"$sum": 1}}},
+                {"$match": {"count": {"$gt": 1}}},
+                {"$limit": 10},
+            ],
+            allowDiskUse=True,
+        )
+        found = await self.call(cursor.to_list)
+        values = "; ".join(
+            ", ".join(f"{field} {row['_id'].get(field)}" for field in fields) + f" in {row['count']} documents"
+            for row in found
+        )
+        return f"{name} has duplicates of what must be unique: {values}; remove or renumber them and start again"
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error, without the topology description that PyMongo appends."""
+    return (
+        str(error).split(", Timeout:")[0].split(", full error:")[0].splitlines()[0][:300] if str(error) else repr(error)
+    )
+
+
+@asynccontextmanager
+async def connect(uri: str, name: str) -> AsyncIterator[Database]:
+    """The database `name` at `uri`. Connects when first used. Raises StartupError for a URI that is none."""
+    try:
+        client: AsyncMongoClient[Document] = AsyncMongoClient(
+            uri, timeoutMS=OPERATION_TIMEOUT_MS, connectTimeoutMS=5000, heartbeatFrequencyMS=2000, appname="dltask"
+        )
+    except (InvalidURI, ConfigurationError, ValueError, TypeError) as error:
+        raise StartupError(f"DLTASK_MONGODB_URI is not a MongoDB URI: {masked(brief(error), uri)}") from None
+    try:
+        yield Database(client, name)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await client.close()

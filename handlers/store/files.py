@@ -1,0 +1,125 @@
+"""GridFS: images, request messages, snapshots and models, reports."""
+
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import anyio
+from bson import ObjectId
+from gridfs import NoFile
+from gridfs.errors import CorruptGridFile
+
+from handlers.store.database import Database
+
+#: Bytes a read or write; one GridFS chunk is 255 kB.
+_BLOCK = 1 << 20
+
+
+class FileMissing(Exception):
+    """GridFS has no such file, or not all of it."""
+
+
+class Bucket:
+    """One GridFS bucket. A file never changes under its id."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._db = database
+        self._name = name
+        self._bucket = database.bucket(name)
+        self._files = database.collection(f"{name}.files")
+        self._chunks = database.collection(f"{name}.chunks")
+
+    async def put(self, path: Path, name: str, metadata: Mapping[str, Any] | None = None) -> ObjectId:
+        """Store the file at `path`; returns its id. What a failed upload began is removed."""
+        stream = self._bucket.open_upload_stream(name, metadata=dict(metadata or {}))
+        try:
+            async with await anyio.open_file(path, "rb") as file:
+                while block := await file.read(_BLOCK):
+                    await self._db.call(stream.write, block)
+            await self._db.call(stream.close)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await stream.abort()
+            raise
+        file_id: ObjectId = stream._id
+        return file_id
+
+    async def put_bytes(self, data: bytes, name: str, metadata: Mapping[str, Any] | None = None) -> ObjectId:
+        """Store `data`; returns its id."""
+        return await self._db.call(self._bucket.upload_from_stream, name, data, metadata=dict(metadata or {}))
+
+    async def fetch(self, file_id: Any, path: Path) -> str:
+        """Write the file to `path`, whole or not at all; returns its sha256. Raises FileMissing."""
+        digest = hashlib.sha256()
+        part = path.with_name(f"{path.name}.part")
+        try:
+            stream = await self._db.call(self._bucket.open_download_stream, file_id)
+            async with await anyio.open_file(part, "wb") as file:
+                while block := await self._db.call(stream.read, _BLOCK):
+                    digest.update(block)
+                    await file.write(block)
+        except (NoFile, CorruptGridFile) as error:
+            part.unlink(missing_ok=True)
+            raise FileMissing(f"{self._name} {file_id}: {error}") from error
+        part.replace(path)
+        return digest.hexdigest()
+
+    async def exists(self, file_id: Any) -> bool:
+        """Whether there is a file with this id."""
+        return await self._db.call(self._files.find_one, {"_id": file_id}, {"_id": True}) is not None
+
+    async def delete(self, file_id: Any) -> None:
+        """Remove the file; nothing happens if there is none."""
+        try:
+            await self._db.call(self._bucket.delete, file_id)
+        except NoFile:
+            pass
+
+    async def older_than(self, seconds: float) -> AsyncIterator[list[Any]]:
+        """Ids of files uploaded more than `seconds` ago by the server's clock, in batches."""
+        cursor = self._files.find({"$expr": _before("$uploadDate", seconds)}, {"_id": True})
+        async with aclosing(self._db.batches(cursor, 500)) as batches:
+            async for batch in batches:
+                yield [document["_id"] for document in batch]
+
+    async def orphan_chunks(self, seconds: float) -> list[Any]:
+        """Up to 100 file ids that have chunks more than `seconds` old and no file: what a crash in an upload leaves."""
+        cursor = await self._db.call(
+            self._chunks.aggregate,
+            [
+                {"$match": {"n": 0, "$expr": _before({"$toDate": "$_id"}, seconds)}},
+                {
+                    "$lookup": {
+                        "from": f"{self._name}.files",
+                        "localField": "files_id",
+                        "foreignField": "_id",
+                        "as": "file",
+                        "pipeline": [{"$project": {"_id": 1}}],
+                    }
+                },
+                {"$match": {"file": []}},
+                {"$project": {"files_id": 1}},
+                {"$limit": 100},
+            ],
+        )
+        return [row["files_id"] for row in await self._db.call(cursor.to_list)]
+
+    async def delete_chunks(self, file_id: Any) -> None:
+        """Remove the chunks of a file that is none."""
+        await self._db.call(self._chunks.delete_many, {"files_id": file_id})
+
+
+def _before(date: Any, seconds: float) -> dict[str, Any]:
+    return {"$lt": [date, {"$subtract": ["$$NOW", int(seconds * 1000)]}]}
+
+
+class Files:
+    """The four buckets."""
+
+    def __init__(self, database: Database) -> None:
+        self.images = Bucket(database, "images")
+        self.messages = Bucket(database, "messages")
+        self.models = Bucket(database, "models")
+        self.reports = Bucket(database, "reports")

@@ -1,0 +1,57 @@
+"""DL_TASK_METRIC and DL_TASK_LOG: what a running task leaves for whoever follows it. Never needed to run it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bson import MaxKey, MinKey
+from pymongo import UpdateOne
+
+from handlers.store.database import Database, Document
+
+#: Lines kept of a task, over all attempts; with `LINE_LENGTH` this bounds the document to about a megabyte.
+LOG_LINES = 1000
+LINE_LENGTH = 1000
+
+
+class Traces:
+    """Measurements and log lines of tasks."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._metrics = database.collection("DL_TASK_METRIC")
+        self._logs = database.collection("DL_TASK_LOG")
+
+    async def put_measurements(self, task_id: Any, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """Store (iteration, values) rows; a resumed run overwrites what it repeats."""
+        if rows:
+            updates = [
+                UpdateOne({"_id": {"task": task_id, "iteration": iteration}}, {"$set": values}, upsert=True)
+                for iteration, values in rows
+            ]
+            await self._db.call(self._metrics.bulk_write, updates, ordered=False)
+
+    async def measurements(self, task_id: Any) -> list[Document]:
+        """All measurements of a task, by iteration: `{iteration, loss, learning_rate, map, …}`."""
+        span = {
+            "$gt": {"task": task_id, "iteration": MinKey()},
+            "$lt": {"task": task_id, "iteration": MaxKey()},
+        }
+        cursor = self._metrics.find({"_id": span}).sort("_id", 1)
+        rows = await self._db.call(cursor.to_list)
+        return [{"iteration": row.pop("_id")["iteration"], **row} for row in rows]
+
+    async def append_log(self, task_id: Any, lines: Sequence[str]) -> None:
+        """Append log lines (JSON); the oldest fall off."""
+        if lines:
+            bounded = [line[:LINE_LENGTH] for line in lines]
+            await self._db.call(
+                self._logs.update_one,
+                {"_id": task_id},
+                {"$push": {"lines": {"$each": bounded, "$slice": -LOG_LINES}}},
+                upsert=True,
+            )
+
+    async def log(self, task_id: Any) -> list[str]:
+        """The log lines of a task, oldest first."""
+        found = await self._db.call(self._logs.find_one, {"_id": task_id})
+        return found["lines"] if found else []

@@ -1,0 +1,55 @@
+"""The platform's records: images, labels, and the models that trainings leave."""
+
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
+
+
+class ImageRecord(_Record):
+    """IMG_INFO: one image. `width` and `height` in pixels of the image as it is labelled."""
+
+    file_name: str
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    #: The image's bytes in GridFS `images`.
+    file_id: ObjectId
+    dataset: str | None = None
+    split: str | None = None
+
+
+class LabelRecord(_Record):
+    """IMG_LAB_INFO: one labelled box, `[x, y, w, h]` in pixels."""
+
+    img_id: ObjectId
+    class_name: str
+    bbox: tuple[float, float, float, float]
+    difficult: bool = False
+    crowd: bool = False
+
+
+class ModelRecord(_Record):
+    """DL_MODEL: one version of a named model. `task_id` is unique: one training makes one version."""
+
+    model_name: str
+    version: int
+    task_id: int
+    attempt: int
+    net_model: str
+    model_scope: str
+    #: `class_names[i]` is class id i + 1 in the model's output.
+    class_names: tuple[str, ...]
+    #: Side of the square network input, pixels.
+    input_size: int
+    #: The ONNX file in GridFS `models`.
+    file_id: ObjectId
+    sha256: str
+    metrics: dict[str, Any] | None = None
+    data_fingerprint: str
+    parent_version: int | None = None
+    create_time: datetime | None = None

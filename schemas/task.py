@@ -1,0 +1,127 @@
+"""The task document: what a client inserts, and the normalised task that a worker runs."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from bson import Decimal128, ObjectId
+from bson.errors import InvalidId
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.numbers import UINT64_MAX
+from schemas.params import ParamClass, check_params
+
+#: Fields that only the service writes. Admission sets or unsets every one, so that none can be forged by a client or
+#: carried over in a copy of an old document.
+SERVICE_FIELDS = (
+    "admitted_id",
+    "status",
+    "error_code",
+    "error",
+    "attempt",
+    "failures",
+    "owner",
+    "lease_renewed_at",
+    "not_before",
+    "create_time",
+    "start_time",
+    "end_time",
+    "progress",
+    "snapshot",
+    "result",
+    "history",
+    "batch_size_limit",
+)
+
+#: Fields that can hold very long lists; fetched only by the one reader that needs them.
+ID_LISTS = ("img_mongodb_ids", "val_img_mongodb_ids")
+
+#: A larger document is rejected, since MongoDB's 16 MB would leave no room for the answer.
+MAX_DOCUMENT_BYTES = 12 * 1024 * 1024
+
+DEFAULT_MAX_ATTEMPTS = 3
+
+
+class TaskRequest(BaseModel):
+    """What a client inserts into DL_TASK; this model is its documentation and JSON Schema.
+
+    Documents are checked by `handlers.admission`, field by field, so that each fault gets its own code.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", arbitrary_types_allowed=True)
+
+    task_id: int = Field(ge=0, le=UINT64_MAX, description="The task's number; unique.")
+    task_type: Literal["TRAIN", "TEST"]
+    param_request: dict[str, Any] = Field(default={}, description="ParamClass; see its fields.")
+    img_mongodb_ids: list[str] = Field(default=[], description="ObjectIds in IMG_INFO, or their hex strings.")
+    val_img_mongodb_ids: list[str] = Field(default=[], description="TRAIN: the images to validate on.")
+    dataset: str | None = Field(default=None, description="Instead of ids: the images with this `dataset`…")
+    split: str | None = Field(default=None, description="… and this `split`; all its splits but `test` if absent.")
+    json_mongodb_id: str | None = Field(default=None, description="A stored request message to run on.")
+    priority: int = Field(default=0, description="Higher first.")
+    max_attempts: int = Field(default=DEFAULT_MAX_ATTEMPTS, ge=1, le=100)
+    cancel_requested: bool = Field(default=False, description="Set to true to cancel.")
+
+
+class SnapshotRef(BaseModel):
+    """The snapshot to resume from: a file in GridFS `models`."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    file_id: ObjectId
+    iteration: int
+    sha256: str
+
+
+class Task(BaseModel):
+    """A claimed task: one attempt, owned by one worker process. The id lists are not part of it."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    #: `_id` of the document: an ObjectId, or whatever the client chose.
+    key: Any
+    task_id: int
+    task_type: Literal["TRAIN", "TEST"]
+    params: ParamClass
+    dataset: str | None
+    split: str | None
+    json_mongodb_id: ObjectId | None
+    owner: str
+    attempt: int
+    snapshot: SnapshotRef | None
+    #: Set after an attempt ran out of device memory.
+    batch_size_limit: int | None
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Task":
+        """The task in an admitted and claimed document. Raises ValueError for one that admission did not write."""
+        return cls(
+            key=document["_id"],
+            task_id=plain_task_id(document["task_id"]),
+            task_type=document["task_type"],
+            params=check_params(document["param_request"]),
+            dataset=document.get("dataset"),
+            split=document.get("split"),
+            json_mongodb_id=object_id(document.get("json_mongodb_id")),
+            owner=document["owner"],
+            attempt=document["attempt"],
+            snapshot=document.get("snapshot"),
+            batch_size_limit=document.get("batch_size_limit"),
+        )
+
+
+def plain_task_id(stored: Any) -> int:
+    """The number in a stored `task_id` (Int64 or Decimal128)."""
+    return int(stored.to_decimal()) if isinstance(stored, Decimal128) else int(stored)
+
+
+def object_id(value: Any) -> ObjectId | None:
+    """`value` as an ObjectId, from one or its 24 hex digits; None for anything else."""
+    if isinstance(value, ObjectId):
+        return value
+    # Twelve bytes would do for bson too, and would be a guess.
+    if isinstance(value, str) and len(value) == 24:
+        try:
+            return ObjectId(value)
+        except InvalidId:
+            return None
+    return None
