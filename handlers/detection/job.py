@@ -111,6 +111,8 @@ class Trained(_Frozen):
     best_iteration: int
     resumed_from_iteration: int | None
     initial_weights: str
+    #: `dataset_info.fingerprint` of the message.
+    data_fingerprint: str
     device: str
     metrics: Metrics
     images: ImagesUsed

@@ -1,1 +1,49 @@
 """Every MongoDB call, one file a collection. The only package that imports pymongo."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from handlers.store.database import Database, connect
+from handlers.store.files import Files
+from handlers.store.models import Models
+from handlers.store.records import Records
+from handlers.store.results import TestResults
+from handlers.store.tasks import LEASE_SECONDS, Tasks
+from handlers.store.traces import Traces
+from handlers.store.workers import Workers
+
+
+@dataclass(frozen=True)
+class Store:
+    """The collections, wired to one database."""
+
+    database: Database
+    tasks: Tasks
+    records: Records
+    models: Models
+    results: TestResults
+    traces: Traces
+    workers: Workers
+    files: Files
+
+
+def open_store(database: Database, *, lease_seconds: float = LEASE_SECONDS) -> Store:
+    """The store over `database`."""
+    return Store(
+        database=database,
+        tasks=Tasks(database, lease_seconds=lease_seconds),
+        records=Records(database),
+        models=Models(database),
+        results=TestResults(database),
+        traces=Traces(database),
+        workers=Workers(database),
+        files=Files(database),
+    )
+
+
+@asynccontextmanager
+async def connect_store(uri: str, name: str, *, lease_seconds: float = LEASE_SECONDS) -> AsyncIterator[Store]:
+    """The store over the database `name` at `uri`, closed at the end. Raises StartupError for a URI that is none."""
+    async with connect(uri, name) as database:
+        yield open_store(database, lease_seconds=lease_seconds)

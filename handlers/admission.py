@@ -1,0 +1,244 @@
+"""Admission: is this document a task? If so normalise it, else say what is wrong with it.
+
+Quick, and needs no GPU, so that a client learns within milliseconds. When several things are wrong the first of this
+order is the answer: task id, task type, parameters, model, empty collections, request message, images.
+"""
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from handlers.store import Store
+from handlers.store.tasks import Rejection
+from schemas.enums import TaskErrorCode, TaskTypeClass, member
+from schemas.networks import NETWORKS
+from schemas.numbers import UINT64_MAX, bson_uint64, whole_number
+from schemas.params import ParamClass, ParamError, check_params, shown, split_model_name, stored_params
+from schemas.task import DEFAULT_MAX_ATTEMPTS, MAX_DOCUMENT_BYTES, object_id
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+#: Bad ids named in a message; their whole number stands beside them.
+_IDS_NAMED = 10
+
+
+class _Rejected(Exception):
+    def __init__(self, code: TaskErrorCode, field: str, message: str) -> None:
+        super().__init__(message)
+        self.rejection = Rejection(code, field, message)
+
+
+async def admit(store: Store, key: Any) -> None:
+    """Answer the document with this `_id`: PENDING or REJECTED. Nothing happens if it has its answer already."""
+    found = await store.tasks.unadmitted(key)
+    if found is None:
+        return
+    document, size = found
+    task_id = document.get("task_id")
+    if size > MAX_DOCUMENT_BYTES:
+        too_large = Rejection(
+            TaskErrorCode.IMAG_MONGOID_INVALID if "img_mongodb_ids" in document else TaskErrorCode.PARAM_INVALID,
+            "img_mongodb_ids",
+            f"the document has {size} bytes; expected at most {MAX_DOCUMENT_BYTES}: "
+            "name a dataset and split, or send ids as ObjectIds",
+        )
+        await _reject(store, key, task_id, too_large, drop_lists=True)
+        return
+    checked = await check(store, document)
+    if isinstance(checked, Rejection):
+        await _reject(store, key, task_id, checked)
+    elif await store.tasks.admit(key, checked):
+        log.info("task admitted", task_id=str(checked["task_id"]), task_type=checked["task_type"])
+
+
+async def _reject(store: Store, key: Any, task_id: Any, rejection: Rejection, *, drop_lists: bool = False) -> None:
+    if await store.tasks.reject(key, rejection, drop_lists=drop_lists):
+        log.warning(
+            "task rejected",
+            task_id=shown(task_id),
+            key=shown(key),
+            code=rejection.code.name,
+            field=rejection.field,
+            reason=rejection.message,
+        )
+
+
+async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | Rejection:
+    """The normalised fields of a client's document, or why it is rejected. Writes nothing."""
+    try:
+        task_id = _task_id(document)
+        task_type = _task_type(document)
+        params, priority, max_attempts = _parameters(document, task_type)
+        await _model(store, task_type, params)
+        await _collections(store, task_type)
+        message_id = await _message(store, document)
+        if message_id is None:
+            await _images(store, document)
+    except _Rejected as rejected:
+        return rejected.rejection
+    fields: dict[str, Any] = {
+        "task_id": bson_uint64(task_id),
+        "task_type": task_type.name,
+        "param_request": stored_params(params),
+        "priority": priority,
+        "max_attempts": max_attempts,
+    }
+    if message_id is not None:
+        fields["json_mongodb_id"] = message_id
+    return fields
+
+
+def _task_id(document: Mapping[str, Any]) -> int:
+    value = document.get("task_id")
+    try:
+        task_id = whole_number(value)
+        if 0 <= task_id <= UINT64_MAX:
+            return task_id
+        problem = "expected a whole number"
+    except ValueError as error:
+        problem = str(error)
+    raise _Rejected(
+        TaskErrorCode.TASK_ID_INVALID,
+        "task_id",
+        f"task_id is {shown(value) if 'task_id' in document else 'missing'}; {problem} from 0 to 2^64-1",
+    )
+
+
+def _task_type(document: Mapping[str, Any]) -> TaskTypeClass:
+    value = document.get("task_type")
+    try:
+        return member(TaskTypeClass, value)
+    except ValueError as error:
+        given = shown(value) if "task_type" in document else "missing"
+        raise _Rejected(TaskErrorCode.TASK_TYPE_ERROR, "task_type", f"task_type is {given}; {error}") from None
+
+
+def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[ParamClass, int, int]:
+    try:
+        params = check_params(document.get("param_request"))
+        name, version = _model_name(params)
+        if task_type is TaskTypeClass.TRAIN and version is not None:
+            raise ParamError(
+                "param_request.model_name",
+                f"param_request.model_name is {shown(params.model_name)}; expected a name without a version: "
+                f"a training makes the next version of {shown(name)}",
+            )
+        priority = _whole(document, "priority", 0, -(2**31), 2**31 - 1)
+        max_attempts = _whole(document, "max_attempts", DEFAULT_MAX_ATTEMPTS, 1, 100)
+        for field in ("dataset", "split"):
+            _name(document, field)
+    except ParamError as error:
+        raise _Rejected(TaskErrorCode.PARAM_INVALID, error.field, str(error)) from None
+    return params, priority, max_attempts
+
+
+def _model_name(params: ParamClass) -> tuple[str, int | None]:
+    field = "param_request.model_name"
+    if params.model_name == "":
+        raise ParamError(field, f"{field} is missing; expected the name of the model to train or to test")
+    try:
+        return split_model_name(params.model_name)
+    except ValueError as error:
+        raise ParamError(field, f"{field} is {shown(params.model_name)}; {error}") from None
+
+
+def _whole(document: Mapping[str, Any], field: str, default: int, low: int, high: int) -> int:
+    value = document.get(field)
+    if value is None:
+        return default
+    try:
+        number = whole_number(value)
+        if low <= number <= high:
+            return number
+    except ValueError:
+        pass
+    raise ParamError(field, f"{field} is {shown(value)}; expected a whole number from {low} to {high}")
+
+
+def _name(document: Mapping[str, Any], field: str) -> None:
+    value = document.get(field)
+    if value is None:
+        return
+    # These names are printed; a control character or a change of direction in one could forge what a person reads.
+    if not isinstance(value, str) or len(value) > 200 or any(unicodedata.category(c) in ("Cc", "Cf") for c in value):
+        raise ParamError(field, f"{field} is {shown(value)}; expected a text of at most 200 printable characters")
+
+
+async def _model(store: Store, task_type: TaskTypeClass, params: ParamClass) -> None:
+    if task_type is TaskTypeClass.TRAIN:
+        if params.net_model not in NETWORKS:
+            raise _Rejected(
+                TaskErrorCode.MODEL_INVALID,
+                "param_request.net_model",
+                f"param_request.net_model is {shown(params.net_model)}; expected one of {', '.join(NETWORKS)}",
+            )
+    elif await store.models.find(params.model_name) is None:
+        raise _Rejected(
+            TaskErrorCode.MODEL_INVALID,
+            "param_request.model_name",
+            f"param_request.model_name is {shown(params.model_name)}; expected a registered model, "
+            "as `name` or `name:version` (see `dltask models`)",
+        )
+
+
+async def _collections(store: Store, task_type: TaskTypeClass) -> None:
+    empty = await store.records.empty_table(labels_needed=task_type is TaskTypeClass.TRAIN)
+    if empty is not None:
+        raise _Rejected(TaskErrorCode.COLLECTIONS_EMPTY, empty, f"{empty} is empty; expected at least one document")
+
+
+async def _message(store: Store, document: Mapping[str, Any]) -> str | None:
+    value = document.get("json_mongodb_id")
+    if value is None or value == "":
+        return None
+    file_id = object_id(value)
+    if file_id is None:
+        raise _Rejected(
+            TaskErrorCode.JASON_MONGOID_INVALID,
+            "json_mongodb_id",
+            f"json_mongodb_id is {shown(value)}; expected the 24 hex digits of a request message in GridFS `messages`",
+        )
+    if not await store.files.messages.exists(file_id):
+        raise _Rejected(
+            TaskErrorCode.JASON_MONGOID_INVALID,
+            "json_mongodb_id",
+            f"json_mongodb_id is {shown(value)}; no request message in GridFS `messages` has this id",
+        )
+    return str(file_id)
+
+
+async def _images(store: Store, document: Mapping[str, Any]) -> None:
+    for field in ("img_mongodb_ids", "val_img_mongodb_ids"):
+        ids = document.get(field)
+        if ids is None:
+            continue
+        if not isinstance(ids, list):
+            raise _Rejected(
+                TaskErrorCode.IMAG_MONGOID_INVALID, field, f"{field} is {shown(ids)}; expected a list of image ids"
+            )
+        if missing := await store.records.missing(ids):
+            named = ", ".join(shown(str(value)) for value in missing[:_IDS_NAMED])
+            raise _Rejected(
+                TaskErrorCode.IMAG_MONGOID_INVALID,
+                field,
+                f"{field}: {len(missing)} of {len(ids)} ids are not in IMG_INFO: {named}"
+                f"{', …' if len(missing) > _IDS_NAMED else ''}; expected ObjectIds or their 24 hex digits",
+            )
+    if document.get("img_mongodb_ids"):
+        return
+    dataset, split = document.get("dataset"), document.get("split")
+    if not dataset:
+        raise _Rejected(
+            TaskErrorCode.IMAG_MONGOID_INVALID,
+            "img_mongodb_ids",
+            "img_mongodb_ids is empty; expected image ids, a dataset, or a json_mongodb_id",
+        )
+    if not await store.records.has_images(dataset, split):
+        raise _Rejected(
+            TaskErrorCode.IMAG_MONGOID_INVALID,
+            "dataset",
+            f"dataset {shown(dataset)} has no images in "
+            f"{'any split but test' if split is None else f'split {shown(split)}'} in IMG_INFO",
+        )

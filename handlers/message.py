@@ -1,0 +1,250 @@
+"""Building the request message: which images, which boxes, which split, written down once for all attempts.
+
+The outer loop goes over the records of IMG_INFO and builds `image_info`; the inner loop goes over that image's records
+in IMG_LAB_INFO and builds `instance_info`, in step. `dataset_info` stands in front with counts that are known only
+after the loop, so both lists are spooled to disk and joined at the end: no more than one batch is ever in memory.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import anyio.to_thread
+import orjson
+
+from handlers.errors import PermanentError
+from handlers.store import Store
+from handlers.store.database import Document
+from handlers.store.records import Records
+from schemas.enums import TaskErrorCode
+from schemas.message import SCHEMA_VERSION, choose_validation
+from schemas.task import Task, object_id
+
+_SKIPS_NAMED = 10
+
+
+@dataclass
+class _Message:
+    """A message in the making: two spools on disk, and what is counted on the way."""
+
+    images: IO[bytes]
+    instances: IO[bytes]
+    image_count: int = 0
+    instance_count: int = 0
+    #: Name of each class, in the order in which they were met; a class id is its position from 1.
+    classes: dict[str, int] = field(default_factory=dict)
+    per_class: Counter[int] = field(default_factory=Counter)
+    #: (image id, the class it has most boxes of) of the images whose split is still open.
+    undecided: list[tuple[int, int]] = field(default_factory=list)
+    validation_images: int = 0
+    skipped: int = 0
+    skipped_examples: list[dict[str, str]] = field(default_factory=list)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, image: Document, labels: list[Document], split: str | None) -> None:
+        """One turn of the outer loop, with the inner loop inside. Split None: to be decided at the end."""
+        self.image_count += 1
+        image_id, mongodb_id = self.image_count, str(image["_id"])
+        seen: Counter[int] = Counter()
+        boxes = []
+        for label in labels:
+            problem = _problem(label)
+            if problem is not None:
+                self.skipped += 1
+                if len(self.skipped_examples) < _SKIPS_NAMED:
+                    self.skipped_examples.append(
+                        {"label_id": str(label["_id"]), "img_id": mongodb_id, "reason": problem}
+                    )
+                continue
+            self.instance_count += 1
+            name = label["class_name"]
+            class_id = self.classes.setdefault(name, len(self.classes) + 1)
+            seen[class_id] += 1
+            x, y, w, h = (float(side) for side in label["bbox"])
+            boxes.append((name, x, y, w, h))
+            _write(
+                self.instances,
+                {
+                    "id": self.instance_count,
+                    "image_id": image_id,
+                    "class_id": class_id,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": int(label.get("crowd") is True),
+                    "difficult": int(label.get("difficult") is True),
+                    "mongodb_id": str(label["_id"]),
+                },
+            )
+        self.per_class.update(seen)
+        if split is None:
+            self.undecided.append((image_id, seen.most_common(1)[0][0] if seen else 0))
+        elif split == "val":
+            self.validation_images += 1
+        self.digest.update(orjson.dumps([mongodb_id, str(image.get("file_id")), split, boxes]))
+        _write(
+            self.images,
+            {
+                "id": image_id,
+                "file_name": str(image.get("file_name", "")),
+                "width": _pixels(image.get("width")),
+                "height": _pixels(image.get("height")),
+                "split": split,
+                "mongodb_id": mongodb_id,
+            },
+        )
+
+    def parts(self, task: Task) -> Iterator[bytes]:
+        """The finished message, in pieces."""
+        # Images set apart by hand or by the data set leave nothing to choose.
+        chosen = choose_validation(self.undecided) if not self.validation_images else frozenset()
+        self.digest.update(orjson.dumps(sorted(chosen)))
+        info = {
+            "task_id": str(task.task_id),
+            "task_type": task.task_type,
+            "dataset": task.dataset or "",
+            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "image_count": self.image_count,
+            "instance_count": self.instance_count,
+            "class_count": len(self.classes),
+            "split": task.split or "",
+            "fingerprint": self.digest.hexdigest(),
+            "schema_version": SCHEMA_VERSION,
+            "skipped_labels": {"count": self.skipped, "examples": self.skipped_examples},
+        }
+        yield b'{"dataset_info": ' + orjson.dumps(info) + b',\n"image_info": ['
+        for number, line in enumerate(_lines(self.images)):
+            image = orjson.loads(line)
+            if image["split"] is None:
+                image["split"] = "val" if image["id"] in chosen else "train"
+            yield (b",\n" if number else b"\n") + orjson.dumps(image)
+        yield b'],\n"instance_info": ['
+        for number, line in enumerate(_lines(self.instances)):
+            yield (b",\n" if number else b"\n") + line.rstrip(b"\n")
+        classes = [
+            {"id": class_id, "name": name, "instance_count": self.per_class[class_id]}
+            for name, class_id in self.classes.items()
+        ]
+        yield b'],\n"class_info": ' + orjson.dumps(classes) + b"}\n"
+
+
+async def build_message(store: Store, task: Task, path: Path, refs: Path) -> None:
+    """Write the request message of `task` to `path` as JSON (`schemas.message.RequestMessage` is its form).
+
+    `refs` gets a JSON line an image, `{"id", "mongodb_id", "file_id"}`: where its bytes are in GridFS.
+    """
+    spools = path.with_suffix(".images"), path.with_suffix(".instances")
+    # Plain blocking files: a write of a batch costs less than the hop to a thread.
+    with (
+        spools[0].open("w+b") as images,
+        spools[1].open("w+b") as instances,
+        refs.open("wb") as references,
+        path.open("wb") as out,
+    ):
+        message = _Message(images, instances)
+        async with aclosing(_images(store, task)) as batches:
+            async for batch, split in batches:
+                labels = await store.records.labels_of(batch)
+                for image in batch:
+                    message.add(image, labels.get(str(image["_id"]), []), split)
+                    _write(references, image_ref(message.image_count, str(image["_id"]), image.get("file_id")))
+        out.writelines(message.parts(task))
+    for spool in spools:
+        spool.unlink()
+
+
+async def read_given(store: Store, path: Path, refs: Path) -> None:
+    """Write `refs` (see `build_message`) for a message that lies at `path`. Raises PermanentError if it is none.
+
+    Only what is needed to fetch the images is looked at; the child checks the rest when it reads the message.
+    """
+    try:
+        message = await anyio.to_thread.run_sync(lambda: orjson.loads(path.read_bytes()))
+        images = [(int(image["id"]), str(image["mongodb_id"])) for image in message["image_info"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PermanentError(
+            "data",
+            f"the request message cannot be read: {error!r}; expected JSON with dataset_info, image_info, "
+            "instance_info and class_info",
+            field="json_mongodb_id",
+            code=TaskErrorCode.JASON_MONGOID_INVALID,
+        ) from None
+    files = await store.records.file_ids([mongodb_id for _, mongodb_id in images])
+    with refs.open("wb") as out:
+        for image_id, mongodb_id in images:
+            _write(out, image_ref(image_id, mongodb_id, files.get(mongodb_id)))
+
+
+def image_ref(image_id: int, mongodb_id: str, file_id: Any) -> dict[str, Any]:
+    """One line of a `refs` file; a GridFS id that is no ObjectId is none that we wrote, and is left out."""
+    return {"id": image_id, "mongodb_id": mongodb_id, "file_id": str(file_id) if object_id(file_id) else None}
+
+
+async def _images(store: Store, task: Task) -> AsyncGenerator[tuple[list[Document], str | None], None]:
+    """The records of IMG_INFO that the task asks for, in batches, each with the split that its images are in.
+
+    Validation images are those given, else the data set's `val` split, else (None here) to be chosen. An image that is
+    asked for as both is for validation: what is measured must not have been trained on.
+    """
+    tasks, records = store.tasks, store.records
+    ids = await tasks.image_ids(task.key, "img_mongodb_ids")
+    if task.task_type == "TEST":
+        async with aclosing(records.images_by_id(ids) if ids else _dataset(records, task)) as batches:
+            async for batch in batches:
+                yield batch, "test"
+        return
+
+    val_ids = await tasks.image_ids(task.key, "val_img_mongodb_ids")
+    if val_ids:
+        validation: AsyncGenerator[list[Document], None] | None = records.images_by_id(val_ids)
+    elif task.dataset and task.split != "val" and await records.has_images(task.dataset, "val"):
+        validation = records.images_of(task.dataset, "val")
+    else:
+        validation = None
+    held_back: set[Any] = set()
+    if validation is not None:
+        async with aclosing(validation) as batches:
+            async for batch in batches:
+                held_back.update(image["_id"] for image in batch)
+                yield batch, "val"
+    async with aclosing(records.images_by_id(ids) if ids else _dataset(records, task)) as batches:
+        async for batch in batches:
+            yield [image for image in batch if image["_id"] not in held_back], "train" if held_back else None
+
+
+def _dataset(records: Records, task: Task) -> AsyncGenerator[list[Document], None]:
+    return records.images_of(task.dataset or "", task.split)
+
+
+def _problem(label: Document) -> str | None:
+    """Why no box can be made of a label, or None."""
+    name, bbox = label.get("class_name"), label.get("bbox")
+    if not isinstance(name, str) or not name:
+        return f"class_name is {name!r}"[:100]
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return f"bbox is {bbox!r}"[:100]
+    if not all(isinstance(side, int | float) and not isinstance(side, bool) and math.isfinite(side) for side in bbox):
+        return f"bbox is {bbox!r}"[:100]
+    if bbox[2] <= 0 or bbox[3] <= 0:
+        return f"bbox {bbox!r} has no area"[:100]
+    return None
+
+
+def _pixels(value: Any) -> int:
+    """A recorded width or height, 0 if it is none."""
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1_000_000
+    return int(value) if whole else 0
+
+
+def _write(spool: IO[bytes], row: dict[str, Any]) -> None:
+    spool.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _lines(spool: IO[bytes]) -> Iterator[bytes]:
+    spool.seek(0)
+    return iter(spool)

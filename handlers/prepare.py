@@ -1,0 +1,64 @@
+"""What trainings and tests have in common: the data on local disk before, the pictures in GridFS after."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from handlers.detection.job import Job
+from handlers.errors import PermanentError
+from handlers.images import ImageCache
+from handlers.message import build_message, read_given
+from handlers.store import Store
+from handlers.store.files import FileMissing
+from schemas.enums import TaskErrorCode
+from schemas.params import stored_params
+from schemas.task import Task
+
+
+async def prepare_job(store: Store, cache: ImageCache, task: Task, folder: Path, devices: tuple[str, ...]) -> Job:
+    """Put the request message and the images of `task` into `folder`; returns the job without what one kind adds.
+
+    The first attempt builds the message, stores it and records its id; later ones, and tasks that were given one, read
+    it. Raises PermanentError, TemporaryError or LostTask.
+    """
+    message, refs = folder / "message.json", folder / "refs.jsonl"
+    if task.json_mongodb_id is None:
+        await build_message(store, task, message, refs)
+        file_id = await store.files.messages.put(message, f"{task.task_id}.json", {"task_id": str(task.task_id)})
+        await store.tasks.note_message(task, str(file_id))
+    else:
+        try:
+            await store.files.messages.fetch(task.json_mongodb_id, message)
+        except FileMissing as error:
+            raise PermanentError(
+                "data",
+                f"the request message is gone: {error}",
+                field="json_mongodb_id",
+                code=TaskErrorCode.JASON_MONGOID_INVALID,
+            ) from None
+        await read_given(store, message, refs)
+    images = await cache.fetch(store, refs, folder)
+    out = folder / "out"
+    out.mkdir()
+    params = stored_params(task.params)
+    # As plain ints: what MongoDB holds above 2^63 is no JSON.
+    params.update(max_num_iters=task.params.max_num_iters, snap_shot_ivterval=task.params.snap_shot_ivterval)
+    return Job(
+        task_id=str(task.task_id),
+        attempt=task.attempt,
+        kind=task.task_type,
+        params=params,
+        devices=devices,
+        # The same task gives the same model.
+        seed=task.task_id % 2**31,
+        message=message,
+        images=images,
+        out=out,
+    )
+
+
+async def store_reports(store: Store, task: Task, reports: Mapping[str, Path]) -> dict[str, str]:
+    """Store the pictures a child made; returns the hex id of each."""
+    return {
+        name: str(await store.files.reports.put(path, path.name, {"task_id": str(task.task_id)}))
+        for name, path in reports.items()
+    }

@@ -1,0 +1,96 @@
+"""What a testing task needs before its child starts, and what becomes of the detections."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from bson import ObjectId
+
+from handlers.detection.job import Job, Tested, TestedModel
+from handlers.errors import PermanentError
+from handlers.images import ImageCache
+from handlers.prepare import prepare_job, store_reports
+from handlers.store import Store
+from handlers.store.database import Document
+from handlers.store.files import FileMissing
+from schemas.enums import TaskErrorCode, TaskStatus
+from schemas.numbers import bson_uint64
+from schemas.result import Result
+from schemas.task import Task
+
+#: Rows of DL_TEST_RESULT in one write.
+_BATCH = 500
+
+
+async def prepare(
+    store: Store, cache: ImageCache, task: Task, folder: Path, devices: tuple[str, ...]
+) -> tuple[Job, Document]:
+    """Put everything the child needs into `folder`; returns the job and the registered model that it tests.
+
+    Raises PermanentError, TemporaryError or LostTask.
+    """
+    model = await store.models.find(task.params.model_name)
+    if model is None:
+        raise _model_error(f"model {task.params.model_name!r} is no longer registered")
+    onnx = folder / "model.onnx"
+    try:
+        digest = await store.files.models.fetch(model["file_id"], onnx)
+    except FileMissing as error:
+        raise _model_error(f"the file of model {task.params.model_name!r} is gone: {error}") from None
+    if digest != model["sha256"]:
+        raise _model_error(
+            f"the file of model {task.params.model_name!r} is damaged: sha256 {digest}; expected {model['sha256']}"
+        )
+    job = await prepare_job(store, cache, task, folder, devices)
+    tested = TestedModel(onnx=onnx, class_names=tuple(model["class_names"]), input_size=model["input_size"])
+    return job.model_copy(update={"model": tested}), model
+
+
+async def finish(
+    store: Store, task: Task, made: Tested, model: Document, refs: Path, *, seconds: float, notes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Store the detections of every image and end the task. Returns the result; raises LostTask.
+
+    Rows are written before the task ends, under this attempt's number: readers look at the attempt that finished.
+    """
+    for rows in _rows(task, made.detections, refs):
+        await store.results.put(rows)
+    result = Result(
+        model_name=model["model_name"],
+        version=model["version"],
+        device=made.device,
+        metrics=made.metrics,
+        images=made.images,
+        seconds=seconds,
+        reports=await store_reports(store, task, made.reports),
+        notes=notes,
+        images_per_second=made.images_per_second,
+        detections=made.detection_count,
+    ).document("TEST")
+    await store.tasks.finish(task, TaskStatus.SUCCEEDED, result=result)
+    return result
+
+
+def _rows(task: Task, detections: Path, refs: Path) -> Iterator[list[Document]]:
+    with refs.open("rb") as lines:
+        mongodb_ids = {ref["id"]: ref["mongodb_id"] for ref in map(orjson.loads, lines)}
+    rows: list[Document] = []
+    with detections.open("rb") as lines:
+        for row in map(orjson.loads, lines):
+            rows.append(
+                {
+                    "task_id": bson_uint64(task.task_id),
+                    "attempt": task.attempt,
+                    "img_id": ObjectId(mongodb_ids[row["image_id"]]),
+                    "detections": row["detections"],
+                }
+            )
+            if len(rows) == _BATCH:
+                yield rows
+                rows = []
+    yield rows
+
+
+def _model_error(message: str) -> PermanentError:
+    return PermanentError("model", message, field="param_request.model_name", code=TaskErrorCode.MODEL_INVALID)
