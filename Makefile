@@ -1,8 +1,6 @@
 # `make` lists the targets. Each sets up ./.venv first, which costs nothing once it is up to date.
 
 SHELL := /bin/bash
-# The last line of `make demo` is the demo's JSON line: make itself must not say "Leaving directory" after it.
-MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench clean
 
@@ -12,6 +10,7 @@ help:  ## list the targets
 setup:  ## create ./.venv with dltask and everything it needs
 	@scripts/setup.sh
 
+# The last line on stdout is the demo's own, JSON: nothing may print after it (from elsewhere: make -s -C DIR demo).
 demo: setup  ## train and test a detector on this machine: no MongoDB, no GPU needed
 	@.venv/bin/dltask demo
 
