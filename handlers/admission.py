@@ -70,6 +70,8 @@ async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | R
     try:
         task_id = _task_id(document)
         task_type = _task_type(document)
+        if task_type is TaskTypeClass.TRAIN:
+            await _number_unused(store, task_id)
         params, priority, max_attempts = _parameters(document, task_type)
         await _model(store, task_type, params)
         await _collections(store, task_type)
@@ -104,6 +106,17 @@ def _task_id(document: Mapping[str, Any]) -> int:
         "task_id",
         f"task_id is {shown(value) if 'task_id' in document else 'missing'}; {problem} from 0 to 2^64-1",
     )
+
+
+async def _number_unused(store: Store, task_id: int) -> None:
+    # The unique index on DL_TASK cannot see a task that somebody has deleted; its model is still there.
+    model = await store.models.made_by(bson_uint64(task_id))
+    if model is not None:
+        raise _Rejected(
+            TaskErrorCode.TASK_ID_INVALID,
+            "task_id",
+            f"task_id is {task_id}; an earlier task of that number made {model['model_name']}:{model['version']}",
+        )
 
 
 def _task_type(document: Mapping[str, Any]) -> TaskTypeClass:

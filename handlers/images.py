@@ -47,13 +47,12 @@ class ImageCache:
                 for batch in _batches(refs):
                     for row in await self._fetch_batch(store, batch, linked):
                         out.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-        except* OSError as group:
-            for error in _leaves(group):
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise TemporaryError(
-                        "disk_full", f"no space left in {self._folder} for images; free some or set DLTASK_CACHE_DIR"
-                    ) from None
-            raise
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise TemporaryError(
+                "disk_full", f"no space left in {self._folder} for images; free some or set DLTASK_CACHE_DIR"
+            ) from None
         return listing
 
     async def _fetch_batch(self, store: Store, batch: list[dict[str, Any]], linked: Path) -> list[dict[str, Any]]:
@@ -64,9 +63,13 @@ class ImageCache:
             async with limiter:
                 rows[position] = await self._fetch_one(store, ref, linked)
 
-        async with anyio.create_task_group() as group:
-            for position, ref in enumerate(batch):
-                group.start_soon(one, position, ref)
+        try:
+            async with anyio.create_task_group() as group:
+                for position, ref in enumerate(batch):
+                    group.start_soon(one, position, ref)
+        except ExceptionGroup as failures:
+            # Many downloads fail of one cause, such as a full disk or a database that is away.
+            raise next(_leaves(failures)) from failures
         return rows
 
     async def _fetch_one(self, store: Store, ref: dict[str, Any], linked: Path) -> dict[str, Any]:
@@ -127,9 +130,9 @@ def _batches(refs: Path) -> Iterator[list[dict[str, Any]]]:
             yield batch
 
 
-def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+def _leaves(group: ExceptionGroup[Any]) -> Iterator[Exception]:
     for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
+        if isinstance(error, ExceptionGroup):
             yield from _leaves(error)
         else:
             yield error

@@ -10,6 +10,7 @@ from handlers.message import build_message, read_given
 from handlers.store import Store
 from handlers.store.files import FileMissing
 from schemas.enums import TaskErrorCode
+from schemas.numbers import bson_uint64
 from schemas.params import stored_params
 from schemas.task import Task
 
@@ -23,7 +24,9 @@ async def prepare_job(store: Store, cache: ImageCache, task: Task, folder: Path,
     message, refs = folder / "message.json", folder / "refs.jsonl"
     if task.json_mongodb_id is None:
         await build_message(store, task, message, refs)
-        file_id = await store.files.messages.put(message, f"{task.task_id}.json", {"task_id": str(task.task_id)})
+        file_id = await store.files.messages.put(
+            message, f"{task.task_id}.json", {"task_id": bson_uint64(task.task_id)}
+        )
         await store.tasks.note_message(task, str(file_id))
     else:
         try:
@@ -59,6 +62,6 @@ async def prepare_job(store: Store, cache: ImageCache, task: Task, folder: Path,
 async def store_reports(store: Store, task: Task, reports: Mapping[str, Path]) -> dict[str, str]:
     """Store the pictures a child made; returns the hex id of each."""
     return {
-        name: str(await store.files.reports.put(path, path.name, {"task_id": str(task.task_id)}))
+        name: str(await store.files.reports.put(path, path.name, {"task_id": bson_uint64(task.task_id)}))
         for name, path in reports.items()
     }

@@ -44,7 +44,9 @@ async def _snapshot(store: Store, task: Task, path: Path) -> Path | None:
 
 async def finish(store: Store, task: Task, made: Trained, *, seconds: float, notes: tuple[str, ...]) -> dict[str, Any]:
     """Store and register the model and end the task, both or neither. Returns the result; raises LostTask."""
-    file_id = await store.files.models.put(made.onnx, f"{task.params.model_name}.onnx", {"task_id": str(task.task_id)})
+    file_id = await store.files.models.put(
+        made.onnx, f"{task.params.model_name}.onnx", {"task_id": bson_uint64(task.task_id)}
+    )
     reports = await store_reports(store, task, made.reports)
     model = {
         "model_name": task.params.model_name,
@@ -60,34 +62,33 @@ async def finish(store: Store, task: Task, made: Trained, *, seconds: float, not
         "data_fingerprint": made.data_fingerprint,
         "parent_version": None,
     }
-    result: dict[str, Any] = {}
 
-    async def both(session: Any) -> None:
-        version = await store.models.register(model, session)
-        result.update(
-            Result(
-                model_name=task.params.model_name,
-                version=version,
-                device=made.device,
-                metrics=made.metrics,
-                images=made.images,
-                seconds=seconds,
-                reports=reports,
-                notes=notes,
-                iterations=made.iterations,
-                best_iteration=made.best_iteration,
-                resumed_from_iteration=made.resumed_from_iteration,
-                initial_weights=made.initial_weights,
-                class_names=made.class_names,
-                data_fingerprint=made.data_fingerprint,
-            ).document("TRAIN")
-        )
-        await store.tasks.finish(task, TaskStatus.SUCCEEDED, result=result, session=session)
+    async def both(session: Any) -> dict[str, Any]:
+        version = await store.models.next_version(task.params.model_name, session)
+        result = Result(
+            model_name=task.params.model_name,
+            version=version,
+            device=made.device,
+            metrics=made.metrics,
+            images=made.images,
+            seconds=seconds,
+            reports=reports,
+            notes=notes,
+            iterations=made.iterations,
+            best_iteration=made.best_iteration,
+            resumed_from_iteration=made.resumed_from_iteration,
+            initial_weights=made.initial_weights,
+            class_names=made.class_names,
+            data_fingerprint=made.data_fingerprint,
+        ).document("TRAIN")
+        # The fence first: an attempt that is not the owner's any more must not get as far as the registry.
+        if await store.tasks.finish(task, TaskStatus.SUCCEEDED, result=result, session=session):
+            await store.models.insert({**model, "version": version}, session)
+        return result
 
     try:
-        await store.database.transaction(both)
+        return await store.database.transaction(both)
     except LostTask:
         # Nobody will ever refer to it; the janitor would find it a day later.
         await store.files.models.delete(file_id)
         raise
-    return result

@@ -58,8 +58,10 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
             ],
             name="queue",
         ),
-        # Finds copies of admitted documents from the index alone (see `Tasks.unadmitted`).
+        # Finds copies of admitted documents from the index alone (see `Tasks.copied_keys`).
         IndexModel([("admitted_id", ASCENDING), ("_id", ASCENDING)], name="admitted"),
+        # The janitor asks whether any task still runs on a message.
+        IndexModel("json_mongodb_id", sparse=True, name="message"),
     ],
     "IMG_INFO": [IndexModel([("dataset", ASCENDING), ("split", ASCENDING), ("_id", ASCENDING)], name="dataset")],
     "IMG_LAB_INFO": [IndexModel([("img_id", ASCENDING), ("_id", ASCENDING)], name="img_id")],

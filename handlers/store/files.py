@@ -1,7 +1,7 @@
 """GridFS: images, request messages, snapshots and models, reports."""
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,18 @@ class Bucket:
         except NoFile:
             pass
 
-    async def older_than(self, seconds: float) -> AsyncIterator[list[Any]]:
-        """Ids of files uploaded more than `seconds` ago by the server's clock, in batches."""
-        cursor = self._files.find({"$expr": _before("$uploadDate", seconds)}, {"_id": True})
+    async def ours_older_than(self, seconds: float) -> AsyncGenerator[dict[Any, Any], None]:
+        """Files that a task left more than `seconds` ago by the server's clock: batches of {file id: its task's id}.
+
+        Files without a `task_id` in their metadata are somebody else's, and not listed.
+        """
+        cursor = self._files.find(
+            {"metadata.task_id": {"$exists": True}, "$expr": _before("$uploadDate", seconds)},
+            {"metadata.task_id": True},
+        )
         async with aclosing(self._db.batches(cursor, 500)) as batches:
             async for batch in batches:
-                yield [document["_id"] for document in batch]
+                yield {document["_id"]: document["metadata"]["task_id"] for document in batch}
 
     async def orphan_chunks(self, seconds: float) -> list[Any]:
         """Up to 100 file ids that have chunks more than `seconds` old and no file: what a crash in an upload leaves."""

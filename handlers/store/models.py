@@ -4,7 +4,9 @@ from typing import Any
 
 from pymongo import DESCENDING
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import DuplicateKeyError
 
+from handlers.errors import PermanentError
 from handlers.store.database import Database, Document
 from schemas.params import split_model_name
 
@@ -25,34 +27,49 @@ class Models:
         wanted = {"model_name": name} if version is None else {"model_name": name, "version": version}
         return await self._db.call(self._models.find_one, wanted, sort=[("version", DESCENDING)])
 
+    async def made_by(self, task_id: Any) -> Document | None:
+        """The version that the task with this stored `task_id` made."""
+        return await self._db.call(self._models.find_one, {"task_id": task_id})
+
     async def all(self) -> list[Document]:
         """Every version, by name, newest first."""
         return await self._db.call(self._models.find({}).sort([("model_name", 1), ("version", -1)]).to_list)
 
-    async def register(self, model: Document, session: AsyncClientSession) -> int:
-        """Insert `model` as the next version of its name, with the server's time; returns the version.
+    async def next_version(self, name: str, session: AsyncClientSession) -> int:
+        """The version that the next model of this name gets; to be inserted in the same transaction.
 
-        Part of a transaction with the task's end. Two trainings that finish at once meet in a write conflict or on the
-        unique index, and the transaction runs again for one of them.
+        Two trainings that finish at once meet on the unique index, and the transaction runs again for one of them.
         """
         newest = await self._db.call(
             self._models.find_one,
-            {"model_name": model["model_name"]},
+            {"model_name": name},
             {"version": True},
             sort=[("version", DESCENDING)],
             session=session,
         )
-        version = newest["version"] + 1 if newest else 1
-        inserted = await self._db.call(self._models.insert_one, {**model, "version": version}, session=session)
+        return newest["version"] + 1 if newest else 1
+
+    async def insert(self, model: Document, session: AsyncClientSession) -> None:
+        """Insert one version, with the server's time. Part of a transaction with the task's end.
+
+        Raises PermanentError if this task_id has made a model before: then an older task of that number was deleted.
+        """
+        try:
+            inserted = await self._db.call(self._models.insert_one, model, session=session)
+        except DuplicateKeyError as error:
+            if "task_id" not in (error.details or {}).get("keyPattern", {}):
+                raise
+            raise PermanentError(
+                "model", f"a model of task_id {model['task_id']} is registered already", field="task_id"
+            ) from None
         await self._db.call(
             self._models.update_one,
             {"_id": inserted.inserted_id},
             {"$currentDate": {"create_time": True}},
             session=session,
         )
-        return version
 
-    async def references(self, file_ids: list[Any]) -> set[Any]:
-        """Those of these file ids that a registered model names."""
-        cursor = self._models.find({"file_id": {"$in": file_ids}}, {"file_id": True})
-        return {document["file_id"] for document in await self._db.call(cursor.to_list)}
+    async def files_named(self, task_ids: list[Any]) -> set[str]:
+        """Hex ids of the files of the models that these tasks made."""
+        cursor = self._models.find({"task_id": {"$in": task_ids}}, {"file_id": True})
+        return {str(document["file_id"]) for document in await self._db.call(cursor.to_list)}

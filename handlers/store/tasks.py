@@ -6,7 +6,7 @@ nothing and learns it. And a state change is one update that also writes `histor
 values that came from users stand under `$literal`, since a pipeline would expand `'$status'` in them.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +161,7 @@ class Tasks:
         cursor = self._tasks.find({"status": None}, {"_id": True}).limit(limit)
         return [document["_id"] for document in await self._db.call(cursor.to_list)]
 
-    async def copied_keys(self) -> AsyncIterator[Any]:
+    async def copied_keys(self) -> AsyncGenerator[Any, None]:
         """`_id`s of all documents that no worker has admitted, those with a forged or copied state included.
 
         Reads the index `admitted` from end to end (no documents), so it is for starts and lost stream history. The
@@ -341,8 +341,11 @@ class Tasks:
         result: Mapping[str, Any] | None = None,
         error: TaskError | None = None,
         session: AsyncClientSession | None = None,
-    ) -> None:
-        """End the task, with `end_time` in the same write. Raises LostTask: then nothing was written."""
+    ) -> bool:
+        """End the task, with `end_time` in the same write; False if an earlier call did so and its answer got lost.
+
+        Raises LostTask: then nothing was written.
+        """
         fields: Document = {
             "status": status.name,
             "end_time": "$$NOW",
@@ -355,7 +358,15 @@ class Tasks:
             fields["error"] = _literal(error.document())
         if status is TaskStatus.FAILED:
             fields["failures"] = {"$add": ["$failures", 1]}
-        await self._fenced(task, [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}], session=session)
+        update: list[Document] = [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
+        changed = await self._db.call(self._tasks.update_one, self._fence(task), update, session=session)
+        if changed.matched_count:
+            return True
+        # Only the owner of an attempt ends it as SUCCEEDED, so one that stands there is this attempt's own.
+        ended = {"_id": task.key, "attempt": task.attempt, "status": status.name}
+        if await self._db.call(self._tasks.find_one, ended, {"_id": True}, session=session) is None:
+            raise LostTask(task.task_id)
+        return False
 
     async def release(self, task: Task, reason: str) -> None:
         """Give the task back without blame (drain, preemption): PENDING at once. Raises LostTask."""
@@ -416,20 +427,20 @@ class Tasks:
         )
         return ended.modified_count
 
-    async def references(self, file_ids: Sequence[Any]) -> set[Any]:
-        """Those of these file ids that some task document names as its snapshot or message."""
-        hexes = [str(file_id) for file_id in file_ids]
-        found: set[Any] = set()
+    async def files_named(self, task_ids: Sequence[Any], message_ids: Sequence[str]) -> set[str]:
+        """Hex ids of all files that these tasks name, and of these messages those that any task names."""
+        named: set[str] = set()
         cursor = self._tasks.find(
-            {"$or": [{"snapshot.file_id": {"$in": list(file_ids)}}, {"json_mongodb_id": {"$in": hexes}}]},
-            {"snapshot.file_id": True, "json_mongodb_id": True},
+            {"$or": [{"task_id": {"$in": list(task_ids)}}, {"json_mongodb_id": {"$in": list(message_ids)}}]},
+            {"snapshot.file_id": True, "json_mongodb_id": True, "result.reports": True},
         )
         async with aclosing(self._db.batches(cursor)) as batches:
             async for batch in batches:
                 for document in batch:
-                    found.add((document.get("snapshot") or {}).get("file_id"))
-                    found.add(document.get("json_mongodb_id"))
-        return {file_id for file_id in file_ids if file_id in found or str(file_id) in found}
+                    reports = (document.get("result") or {}).get("reports") or {}
+                    snapshot = (document.get("snapshot") or {}).get("file_id")
+                    named.update(map(str, (snapshot, document.get("json_mongodb_id"), *reports.values())))
+        return named
 
     # ---- shared pieces
 
@@ -445,10 +456,8 @@ class Tasks:
         # The status says RUNNING: a lease that is missing was forged away, and is over.
         return {"$lt": [{"$ifNull": ["$lease_renewed_at", "$create_time"]}, {"$subtract": ["$$NOW", self._lease_ms]}]}
 
-    async def _fenced(
-        self, task: Task, update: Document | list[Document], *, session: AsyncClientSession | None = None
-    ) -> None:
-        changed = await self._db.call(self._tasks.update_one, self._fence(task), update, session=session)
+    async def _fenced(self, task: Task, update: Document | list[Document]) -> None:
+        changed = await self._db.call(self._tasks.update_one, self._fence(task), update)
         if not changed.matched_count:
             raise LostTask(task.task_id)
 

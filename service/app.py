@@ -1,0 +1,140 @@
+"""The service, put together: what runs, on what, and in which order it stops."""
+
+import os
+import secrets
+import signal
+import socket
+from importlib.metadata import version
+from typing import Any
+
+import anyio
+import structlog
+
+from handlers.errors import StartupError
+from handlers.images import ImageCache
+from handlers.store import Store, connect_store
+from handlers.store.database import Document, StoreError, brief, masked
+from schemas.task import Task
+from service import logs
+from service.attempt import Attempt
+from service.devices import Devices, find_devices
+from service.dispatcher import Dispatcher
+from service.janitor import keep_clean
+from service.run_folders import run_folder
+from service.runner import Children
+from service.settings import Settings
+from service.sweeper import ADMITTERS, Sweeper
+from service.watcher import Watcher
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+#: Hints that wait for admission; beyond, the sweep finds the documents.
+_HINTS = 1000
+
+
+def run(settings: Settings) -> int:
+    """Run the service until SIGTERM; returns the exit code: 0, or 2 if it could not start."""
+    uri = settings.mongodb_uri.get_secret_value()
+    story = logs.Story()
+    logs.configure(settings.log_format, settings.log_level, mask=lambda text: masked(text, uri), story=story)
+    failures: list[StartupError] = []
+    try:
+        anyio.run(serve, settings, story)
+    except* StartupError as errors:
+        failures = [error for error in errors.exceptions if isinstance(error, StartupError)]
+    for failure in failures:
+        log.error("cannot start", reason=str(failure))
+    return 2 if failures else 0
+
+
+async def serve(settings: Settings, story: logs.Story) -> None:
+    """Serve until SIGTERM or SIGINT. Raises StartupError."""
+    uri = settings.mongodb_uri.get_secret_value()
+    # Unique for each start of a process: pod names and process numbers come back, and a fence must not.
+    owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    structlog.contextvars.bind_contextvars(owner=owner)
+    async with connect_store(uri, settings.database, lease_seconds=settings.lease_seconds) as store:
+        await store.database.check()
+        await store.database.create_indexes()
+        devices = await find_devices(settings)
+        with run_folder(settings.cache_dir, owner) as runs:
+            await _serve(settings, story, store, devices, owner, runs)
+    log.info("service stopped")
+
+
+async def _serve(settings: Settings, story: logs.Story, store: Store, devices: Devices, owner: str, runs: Any) -> None:
+    cache = ImageCache(settings.cache_dir / "images", max_bytes=settings.cache_bytes)
+    new_keys, keys_to_admit = anyio.create_memory_object_stream[Any](_HINTS)
+    with new_keys, keys_to_admit:
+        async with anyio.create_task_group() as background:
+            children = Children(settings.child_command, background)
+
+            def make_attempt(task: Task, taken: tuple[str, ...]) -> Attempt:
+                return Attempt(
+                    task,
+                    taken,
+                    store=store,
+                    cache=cache,
+                    children=children,
+                    story=story,
+                    runs=runs,
+                    all_devices=devices,
+                    grace_seconds=settings.grace_seconds,
+                    silence_seconds=settings.child_silence_seconds,
+                )
+
+            dispatcher = Dispatcher(
+                store, devices, owner=owner, poll_seconds=settings.sweep_seconds, make_attempt=make_attempt
+            )
+            sweeper = Sweeper(
+                store,
+                owner=owner,
+                every_seconds=settings.sweep_seconds,
+                wake=dispatcher.wake,
+                describe=lambda: _describe(devices, dispatcher),
+            )
+
+            async def cancel(key: Any) -> None:
+                dispatcher.cancel(key)
+                await sweeper.cancel(key)
+
+            watcher = Watcher(store, new=new_keys, sweep_all=sweeper.sweep_all, cancel=cancel, wake=dispatcher.wake)
+            background.start_soon(_drain_on_signal, dispatcher)
+            background.start_soon(watcher.run)
+            for _ in range(ADMITTERS):
+                background.start_soon(sweeper.admit_from, keys_to_admit)
+            background.start_soon(sweeper.run)
+            background.start_soon(keep_clean, store, cache)
+            await children.warm_up()
+            log.info("service ready", version=version("dltask"), database=settings.database, devices=devices.total)
+            try:
+                # Returns once drained: attempts first, since they need the watcher, the leases and the database.
+                await dispatcher.run()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await children.close()
+                    try:
+                        await store.workers.leave(owner)
+                    except StoreError as error:
+                        log.info("not taken off the list of workers", reason=brief(error))
+                background.cancel_scope.cancel()
+
+
+async def _drain_on_signal(dispatcher: Dispatcher) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("draining", signal=signal.Signals(number).name, running=sorted(dispatcher.running))
+            dispatcher.drain()
+
+
+def _describe(devices: Devices, dispatcher: Dispatcher) -> Document:
+    """What DL_WORKER says of this worker."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "version": version("dltask"),
+        "devices": dict(devices.total),
+        "free": devices.free(),
+        "fallback": devices.fallback,
+        "running": sorted(dispatcher.running),
+    }

@@ -1,0 +1,363 @@
+"""One attempt at one task, from claimed to ended: prepare, run the child, keep the lease, finish.
+
+Every way out of it is one of the `Ending`s; whatever happens, the document is left in a state that somebody goes on
+from, and nothing of the child is left.
+"""
+
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+
+from handlers import test, train
+from handlers.detection import job as child_job
+from handlers.errors import LostTask, PermanentError, TemporaryError
+from handlers.images import ImageCache
+from handlers.store import Store
+from handlers.store.database import Document, StoreError, brief
+from handlers.store.tasks import TaskError
+from schemas.enums import TaskStatus
+from schemas.numbers import bson_uint64
+from schemas.task import Task
+from service.devices import Devices
+from service.logs import Story
+from service.runner import Child, Children
+
+T = TypeVar("T")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+#: Seconds between renewals while there is progress to tell, and while there is none.
+RENEW_SECONDS = 2.0
+QUIET_RENEW_SECONDS = 10.0
+
+
+class Ending(Enum):
+    """Why an attempt is being ended from outside."""
+
+    LOST = "lost"
+    CANCELLED = "cancelled"
+    DRAINED = "drained"
+
+
+class Attempt:
+    """One attempt. `run` never raises for what is wrong with the task."""
+
+    def __init__(
+        self,
+        task: Task,
+        devices: tuple[str, ...],
+        *,
+        store: Store,
+        cache: ImageCache,
+        children: Children,
+        story: Story,
+        runs: Path,
+        all_devices: Devices,
+        grace_seconds: float,
+        silence_seconds: float,
+    ) -> None:
+        self.task = task
+        self.devices = devices
+        self._store = store
+        self._cache = cache
+        self._children = children
+        self._story = story
+        self._folder = runs / f"{task.task_id}-{task.attempt}-{task.owner[-8:]}"
+        self._all_devices = all_devices
+        self._grace_seconds = grace_seconds
+        self._silence_seconds = silence_seconds
+        self._ending: Ending | None = None
+        self._child: Child | None = None
+        self._preparing = anyio.CancelScope()
+        #: Runs out when the child has been silent, or stopping, for too long.
+        self._patience = anyio.CancelScope()
+        #: The registered model that a TEST runs.
+        self._model: Document = {}
+        self._progress: dict[str, Any] | None = None
+        self._measured: list[tuple[int, dict[str, float]]] = []
+        self._notes: list[str] = []
+        self._snapshots: list[Any] = [task.snapshot.file_id] if task.snapshot else []
+        self._outcome: child_job.Trained | child_job.Tested | child_job.Failed | child_job.Stopped | None = None
+        self._number = bson_uint64(task.task_id)
+        self._began = time.monotonic()
+
+    # ---- from outside
+
+    def end(self, ending: Ending) -> None:
+        """Stop, for this reason; the first one counts. The child may snapshot, unless the task is somebody else's."""
+        if self._ending is not None:
+            return
+        self._ending = ending
+        self._preparing.cancel()
+        if self._child is not None:
+            self._stop(self._child)
+
+    def _stop(self, child: Child) -> None:
+        if self._ending is Ending.LOST:
+            child.kill()
+        else:
+            child.terminate()
+            self._patience.deadline = anyio.current_time() + self._grace_seconds
+
+    # ---- the attempt
+
+    async def run(self) -> None:
+        """Make the attempt and leave the task in its next state."""
+        task_id = str(self.task.task_id)
+        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=self.task.attempt, owner=self.task.owner)
+        self._story.open(task_id)
+        log.info("task running", task_type=self.task.task_type, devices=self.devices)
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._keep_lease)
+                await self._work()
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
+                with anyio.move_on_after(5):
+                    await self._tell(self._story.close(task_id))
+
+    async def _work(self) -> None:
+        """Run the task and write its next state."""
+        try:
+            try:
+                await self._prepare_and_run()
+                await self._settle()
+            except LostTask:
+                raise
+            except PermanentError as error:
+                await self._fail(TaskError(error.kind, str(error), error.field, error.code))
+            except TemporaryError as error:
+                await self._retry(TaskError(error.kind, str(error)), delay=error.delay)
+            except StoreError as error:
+                await self._retry(TaskError("database", brief(error)))
+            except Exception:
+                # The one broad catch: a bug in a handler ends its task, not the worker and the tasks beside it.
+                log.exception("bug in a handler")
+                await self._fail(TaskError("bug", "a fault of the service; its traceback is in the worker's log"))
+        except LostTask:
+            log.warning("task lost to another worker, or over")
+
+    async def _prepare_and_run(self) -> None:
+        self._folder.mkdir(parents=True)
+        job: child_job.Job | None = None
+        with self._preparing:
+            if self.task.task_type == "TRAIN":
+                job = await train.prepare(self._store, self._cache, self.task, self._folder, self.devices)
+            else:
+                job, self._model = await test.prepare(self._store, self._cache, self.task, self._folder, self.devices)
+        if job is None or self._ending is not None:
+            return
+        path = self._folder / "job.json"
+        path.write_text(job.model_dump_json())
+        log.info("data ready", seconds=self._seconds())
+        async with self._children.take() as child:
+            self._child = child
+            await child.give(path, task_id=str(self.task.task_id), attempt=self.task.attempt, owner=self.task.owner)
+            # The next child warms up while this one works.
+            await self._children.warm_up()
+            if self._ending is not None:
+                self._stop(child)
+            await self._listen(child)
+
+    async def _listen(self, child: Child) -> None:
+        """Take in what the child reports, until it ends or has been silent too long."""
+        try:
+            with anyio.fail_after(self._silence_seconds) as self._patience:
+                async for event in child.events():
+                    if self._ending is None:
+                        self._patience.deadline = anyio.current_time() + self._silence_seconds
+                    await self._take_in(event)
+        except TimeoutError:
+            child.kill()
+            if self._ending is None:
+                raise TemporaryError("hung", f"the child was silent for {self._silence_seconds:g} s") from None
+            log.warning("child did not stop in time, killed", grace_seconds=self._grace_seconds)
+        code = await child.wait()
+        if self._outcome is None and self._ending is None:
+            last = child.last_words[-1] if child.last_words else "it said nothing"
+            raise TemporaryError("child_died", f"the child ended with {_exit(code)}: {last}")
+
+    async def _take_in(self, event: child_job.Event) -> None:
+        match event:
+            case child_job.Started():
+                log.info(
+                    "child started",
+                    device=event.device,
+                    initial_weights=event.initial_weights,
+                    iteration=event.iteration,
+                    seconds=self._seconds(),
+                )
+            case child_job.Progress():
+                self._progress = event.model_dump(exclude={"event", "learning_rate"}, exclude_none=True)
+            case child_job.Measured():
+                self._measured.append((event.iteration, event.values))
+            case child_job.Note():
+                self._notes.append(event.message)
+                log.info("note", message=event.message)
+            case child_job.Snapshot():
+                await self._store_snapshot(event)
+            case _:
+                self._outcome = event
+
+    async def _store_snapshot(self, snapshot: child_job.Snapshot) -> None:
+        if self._ending is Ending.LOST:
+            return
+        bucket = self._store.files.models
+        try:
+            file_id = await bucket.put(snapshot.path, snapshot.path.name, {"task_id": self._number})
+            try:
+                await self._store.tasks.note_snapshot(self.task, file_id, snapshot.iteration, snapshot.sha256)
+            except LostTask:
+                await bucket.delete(file_id)
+                self.end(Ending.LOST)
+                return
+            log.info("snapshot stored", iteration=snapshot.iteration)
+            self._snapshots.append(file_id)
+            # Two are kept: the one that the document names, and the one before it.
+            for old in self._snapshots[:-2]:
+                await bucket.delete(old)
+            del self._snapshots[:-2]
+        except StoreError as error:
+            # Training goes on: a later snapshot will do, and the lease lives longer than most outages.
+            log.warning("snapshot not stored", iteration=snapshot.iteration, reason=brief(error))
+        finally:
+            snapshot.path.unlink(missing_ok=True)
+
+    # ---- how it ends
+
+    async def _settle(self) -> None:
+        """Write the next state, after the child has ended or was never started."""
+        outcome = self._outcome
+        if self._ending is Ending.LOST:
+            raise LostTask(self.task.task_id)
+        if isinstance(outcome, child_job.Trained | child_job.Tested):
+            # Also after a cancel or a drain that came too late: the work is done, and the first fenced write wins.
+            await self._succeed(outcome)
+        elif self._ending is Ending.CANCELLED:
+            error = TaskError("cancelled", "the client set cancel_requested")
+            await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=error))
+            log.info("task cancelled")
+        elif self._ending is Ending.DRAINED or isinstance(outcome, child_job.Stopped):
+            await self._write(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
+            log.info("task released")
+        elif isinstance(outcome, child_job.Failed):
+            await self._child_failed(outcome)
+
+    async def _succeed(self, outcome: child_job.Trained | child_job.Tested) -> None:
+        kind = self.task.params.device_type.name
+        made = outcome.model_copy(update={"device": self._all_devices.named(kind, outcome.device)})
+        seconds, notes = self._seconds(), tuple(self._notes)
+        if isinstance(made, child_job.Trained):
+            trained = made
+            result = await self._write(
+                lambda: train.finish(self._store, self.task, trained, seconds=seconds, notes=notes)
+            )
+        else:
+            tested = made
+            refs = self._folder / "refs.jsonl"
+            result = await self._write(
+                lambda: test.finish(self._store, self.task, tested, self._model, refs, seconds=seconds, notes=notes)
+            )
+        metrics = result.get("metrics") or {}
+        log.info(
+            "task succeeded",
+            model_name=result["model_name"],
+            version=result["version"],
+            map=metrics.get("map"),
+            map_50=metrics.get("map_50"),
+            seconds=seconds,
+        )
+
+    async def _child_failed(self, failed: child_job.Failed) -> None:
+        error = TaskError(failed.kind, failed.message, failed.field)
+        if failed.kind == "memory" and self.task.batch_size_limit is None and self.task.params.batch_size > 1:
+            # Once: a second failure with half the batch means that the network does not fit at all.
+            await self._retry(error, delay=0, batch_size_limit=self.task.params.batch_size // 2)
+        elif failed.kind == "snapshot":
+            await self._write(lambda: self._store.tasks.drop_snapshot(self.task))
+            await self._retry(error, delay=0)
+        else:
+            await self._fail(error)
+
+    async def _fail(self, error: TaskError) -> None:
+        await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.FAILED, error=error))
+        log.error("task failed", kind=error.kind, reason=error.message, field=error.field)
+
+    async def _retry(
+        self, error: TaskError, *, delay: float | None = None, batch_size_limit: int | None = None
+    ) -> None:
+        if self._ending is Ending.CANCELLED:
+            cancelled = TaskError("cancelled", "the client set cancel_requested")
+            await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=cancelled))
+            log.info("task cancelled")
+            return
+        after = await self._write(
+            lambda: self._store.tasks.retry(self.task, error, delay=delay, batch_size_limit=batch_size_limit)
+        )
+        if after.status == TaskStatus.FAILED.name:
+            log.error("task failed", kind=error.kind, reason=error.message, failures=after.failures)
+        else:
+            log.warning("task back in the queue", kind=error.kind, reason=error.message, failures=after.failures)
+
+    async def _write(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do a last write however long the database is away: the result of hours must not be lost to an outage."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(StoreError),
+            wait=wait_exponential_jitter(initial=0.5, max=10),
+            sleep=anyio.sleep,
+            before_sleep=lambda state: log.warning(
+                "database away, the end of the task is written later",
+                reason=brief(state.outcome.exception()) if state.outcome else "",  # type: ignore[arg-type]
+            ),
+        )
+        return await retrying(operation)
+
+    # ---- beside it
+
+    async def _keep_lease(self) -> None:
+        """Renew the lease with the newest progress, and learn of a cancel or of a loss by it."""
+        renewed = time.monotonic()
+        told: dict[str, Any] | None = None
+        while True:
+            await anyio.sleep(RENEW_SECONDS)
+            progress = self._progress
+            if progress == told and time.monotonic() - renewed < QUIET_RENEW_SECONDS:
+                continue
+            try:
+                cancel = await self._store.tasks.renew(self.task, progress if progress != told else None)
+                await self._tell(self._story.take(str(self.task.task_id)))
+            except LostTask:
+                # The end that this attempt writes itself looks the same from here; then there is no child to kill.
+                self.end(Ending.LOST)
+                return
+            except StoreError as error:
+                log.warning("lease not renewed", reason=brief(error))
+                continue
+            renewed, told = time.monotonic(), progress
+            if cancel:
+                self.end(Ending.CANCELLED)
+
+    async def _tell(self, lines: list[str]) -> None:
+        """Store measurements and log lines. What cannot be stored is dropped: nothing rests on it."""
+        measured, self._measured = self._measured, []
+        try:
+            await self._store.traces.put_measurements(self._number, measured)
+            await self._store.traces.append_log(self._number, lines)
+        except StoreError as error:
+            log.warning("traces not stored", reason=brief(error))
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._began, 3)
+
+
+def _exit(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

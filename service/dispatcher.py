@@ -1,0 +1,116 @@
+"""The dispatcher: claims what fits into the free devices, and runs every claimed task as one attempt."""
+
+from collections.abc import Callable
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+from pydantic import ValidationError
+
+from handlers.store import Store
+from handlers.store.database import Document, StoreError, brief
+from schemas.task import Task
+from service.attempt import Attempt, Ending
+from service.devices import Devices
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+#: Seconds that a task which needs several devices stands first in the queue until devices are kept free for it.
+PATIENCE_SECONDS = 60.0
+
+
+class Dispatcher:
+    """Claims and runs. `wake` is a hint that there may be work; without one it looks every `poll_seconds`."""
+
+    def __init__(
+        self,
+        store: Store,
+        devices: Devices,
+        *,
+        owner: str,
+        poll_seconds: float,
+        make_attempt: Callable[[Task, tuple[str, ...]], Attempt],
+    ) -> None:
+        self._store = store
+        self._devices = devices
+        self._owner = owner
+        self._poll_seconds = poll_seconds
+        self._make_attempt = make_attempt
+        self._woken = anyio.Event()
+        self._draining = False
+        self.running: dict[str, Attempt] = {}
+
+    def wake(self) -> None:
+        """There may be a task to claim."""
+        self._woken.set()
+
+    def drain(self) -> None:
+        """Claim no more, and let every running task go back to the queue."""
+        self._draining = True
+        for attempt in self.running.values():
+            attempt.end(Ending.DRAINED)
+        self.wake()
+
+    def cancel(self, key: object) -> None:
+        """End the running task with this `_id`, if it is ours: its client asked for that."""
+        for attempt in self.running.values():
+            if attempt.task.key == key:
+                attempt.end(Ending.CANCELLED)
+
+    async def run(self) -> None:
+        """Claim and run until drained, and until what runs has ended."""
+        async with anyio.create_task_group() as attempts:
+            while not self._draining:
+                self._woken = anyio.Event()
+                try:
+                    await self._claim_all(attempts)
+                except StoreError as error:
+                    log.warning("claim failed, trying again", reason=brief(error))
+                # Whichever is first: a hint, a freed device, or the next poll.
+                with anyio.move_on_after(self._poll_seconds):
+                    await self._woken.wait()
+
+    async def _claim_all(self, attempts: TaskGroup) -> None:
+        while not self._draining:
+            document = await self._store.tasks.claim(self._owner, await self._claimable())
+            if document is None:
+                return
+            self._start(attempts, document)
+
+    async def _claimable(self) -> dict[str, int]:
+        """The free devices of each kind, less those that are kept free for a task that has waited long."""
+        free = self._devices.free()
+        for kind, total in self._devices.total.items():
+            if total > 1 and 0 < free[kind] < total:
+                head = await self._store.tasks.head(kind, total, PATIENCE_SECONDS)
+                if head is not None:
+                    needed, waited_long = head
+                    if waited_long and needed > free[kind]:
+                        free[kind] = 0
+        return free
+
+    def _start(self, attempts: TaskGroup, document: Document) -> None:
+        kind, number = document["param_request"]["device_type"], document["param_request"]["device_num"]
+        devices = self._devices.take(kind, int(number))
+        attempts.start_soon(self._run_attempt, document, kind, devices)
+
+    async def _run_attempt(self, document: Document, kind: str, devices: tuple[str, ...]) -> None:
+        try:
+            try:
+                task = Task.from_document(document)
+            except (ValidationError, ValueError, KeyError, TypeError):
+                # Somebody changed an admitted document by hand. The lease runs out, and `max_attempts` ends it.
+                log.exception("an admitted document is no task any more", key=str(document["_id"]))
+                return
+            attempt = self._make_attempt(task, devices)
+            name = f"{task.task_id}/{task.attempt}"
+            self.running[name] = attempt
+            if self._draining:
+                attempt.end(Ending.DRAINED)
+            try:
+                await attempt.run()
+            finally:
+                del self.running[name]
+        finally:
+            self._devices.give_back(kind, devices)
+            self.wake()

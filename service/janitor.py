@@ -1,0 +1,57 @@
+"""The janitor: removes what nothing refers to any more, on this machine's disk and in GridFS.
+
+The rule: a file that a task wrote (its metadata says which) is removed once it is a day old and no task document and
+no model names it; so are chunks without a file, which a crash in the middle of an upload leaves. A day, so that an
+upload whose document is just being written is never taken for an orphan.
+"""
+
+import anyio
+import structlog
+
+from handlers.images import ImageCache
+from handlers.store import Store
+from handlers.store.database import StoreError, brief
+from handlers.store.files import Bucket
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+ORPHAN_SECONDS = 24 * 3600.0
+_EVERY_SECONDS = 3600.0
+
+
+async def keep_clean(store: Store, cache: ImageCache) -> None:
+    """Clean up now and every hour, until cancelled."""
+    while True:
+        try:
+            if removed := await cache.forget():
+                log.info("images forgotten", files=removed)
+            if removed := await remove_orphans(store, older_than=ORPHAN_SECONDS):
+                log.info("orphaned files removed", files=removed)
+        except StoreError as error:
+            log.warning("clean-up failed, trying again in an hour", reason=brief(error))
+        await anyio.sleep(_EVERY_SECONDS)
+
+
+async def remove_orphans(store: Store, *, older_than: float) -> int:
+    """Remove orphaned files that are at least `older_than` seconds old; returns how many. Raises StoreError."""
+    removed = 0
+    files = store.files
+    for bucket in (files.models, files.messages, files.reports):
+        removed += await _remove_files(store, bucket, older_than)
+    for bucket in (files.models, files.messages, files.reports, files.images):
+        for file_id in await bucket.orphan_chunks(older_than):
+            await bucket.delete_chunks(file_id)
+            removed += 1
+    return removed
+
+
+async def _remove_files(store: Store, bucket: Bucket, older_than: float) -> int:
+    orphans = []
+    async for owners in bucket.ours_older_than(older_than):
+        task_ids = list(owners.values())
+        named = await store.tasks.files_named(task_ids, [str(file_id) for file_id in owners])
+        named |= await store.models.files_named(task_ids)
+        orphans += [file_id for file_id in owners if str(file_id) not in named]
+    for file_id in orphans:
+        await bucket.delete(file_id)
+    return len(orphans)

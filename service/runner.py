@@ -1,0 +1,162 @@
+"""The child process that trains or tests: started warm, given one job, read line by line, stopped for certain.
+
+A child of its own, so that a crash, a leak, an out-of-memory kill or a cancel takes down one attempt and gives all its
+device memory back. It leads a process group, so that the ranks that it starts go with it.
+"""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.abc import ByteReceiveStream, Process, TaskGroup
+from anyio.streams.buffered import BufferedByteReceiveStream
+from pydantic import ValidationError
+
+from handlers.detection.job import EVENT, Event
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+#: A longer line is no event and no log line, but a library gone wild; it is cut.
+MAX_LINE = 1 << 20
+
+#: Seconds that a killed process group may take to be gone.
+_KILL_SECONDS = 10
+
+
+class Child:
+    """One child process and its job. Made by `Children`."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._log = log.bind(pid=process.pid)
+        self._stderr_done = anyio.Event()
+        #: The last lines of its stderr: what a person needs to understand a death.
+        self.last_words: list[str] = []
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended yet."""
+        return self._process.returncode is None
+
+    async def give(self, job: Path, **context: object) -> None:
+        """Start the job in file `job`; `context` (task_id, …) is bound to what is logged of the child from now on."""
+        self._log = self._log.bind(**context)
+        assert self._process.stdin is not None
+        try:
+            await self._process.stdin.send(f"{job}\n".encode())
+            await self._process.stdin.aclose()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass  # it has died: `events` ends at once, and `wait` says how
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What the child reports, until it ends. A line that is no event is logged and passed over."""
+        assert self._process.stdout is not None
+        async for line in _lines(self._process.stdout):
+            try:
+                yield EVENT.validate_json(line)
+            except ValidationError:
+                self._log.warning("child said something that is no event", line=line[:300].decode(errors="replace"))
+
+    async def forward_stderr(self) -> None:
+        """Pass the child's own log on, until it ends."""
+        # Started from within some attempt, this task inherited what is bound there.
+        structlog.contextvars.clear_contextvars()
+        assert self._process.stderr is not None
+        async for raw in _lines(self._process.stderr):
+            line = raw[:2000].decode(errors="replace")
+            self.last_words = [*self.last_words[-19:], line]
+            self._log.info("child output", line=line)
+        self._stderr_done.set()
+
+    async def wait(self) -> int:
+        """The exit code, below zero for a signal, once all its output has been read."""
+        code = await self._process.wait()
+        with anyio.move_on_after(5):  # a grandchild may hold stderr open
+            await self._stderr_done.wait()
+        return code
+
+    def terminate(self) -> None:
+        """Ask it to snapshot and end."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it, with all that it started."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            # The group, and not only its leader: a leader that is gone can leave ranks behind.
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    async def close(self) -> None:
+        """Make sure that nothing of it is left."""
+        with anyio.CancelScope(shield=True):
+            self.kill()
+            with anyio.move_on_after(_KILL_SECONDS):
+                await self._process.wait()
+            # Not `aclose()`, which would wait for the process without end.
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    await stream.aclose()
+
+
+class Children:
+    """Starts children, and keeps one warm: torch is imported before a job comes."""
+
+    def __init__(self, command: tuple[str, ...], group: TaskGroup) -> None:
+        self._command = command
+        self._group = group
+        self._warm: Child | None = None
+
+    async def warm_up(self) -> None:
+        """Have a warm child waiting, from now on."""
+        if self._warm is None or not self._warm.alive:
+            self._warm = await self._start()
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[Child]:
+        """A child of one's own, warm if there is one; nothing of it is left afterwards."""
+        child, self._warm = self._warm, None
+        if child is None or not child.alive:
+            if child is not None:
+                await child.close()
+            child = await self._start()
+        try:
+            yield child
+        finally:
+            await child.close()
+
+    async def close(self) -> None:
+        """End the warm child."""
+        if self._warm is not None:
+            await self._warm.close()
+
+    async def _start(self) -> Child:
+        # No setting reaches the child: it has no use for MongoDB's address, and must not be able to leak it.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DLTASK_")}
+        process = await anyio.open_process(self._command, start_new_session=True, env=environment)
+        child = Child(process)
+        self._group.start_soon(child.forward_stderr)
+        return child
+
+
+async def _lines(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
+    """The lines of `stream`, without their ends, each cut at MAX_LINE."""
+    buffered = BufferedByteReceiveStream(stream)
+    while True:
+        try:
+            yield await buffered.receive_until(b"\n", MAX_LINE)
+        except anyio.DelimiterNotFound:
+            yield await buffered.receive_exactly(MAX_LINE)
+        except anyio.IncompleteRead:
+            if buffered.buffer:
+                yield await buffered.receive_exactly(len(buffered.buffer))
+            return
+        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
+            return

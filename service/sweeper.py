@@ -1,0 +1,129 @@
+"""The sweep: looks at the collection itself from time to time, and repairs whatever a hint missed."""
+
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+import structlog
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from handlers.admission import admit
+from handlers.errors import LostTask
+from handlers.store import Store
+from handlers.store.database import Document, StoreError, brief
+from handlers.store.tasks import Rejection
+from schemas.enums import TaskErrorCode
+from service.attempt import QUIET_RENEW_SECONDS
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+#: Documents admitted by one sweep at most: a storm must not keep it from the expired leases.
+_BATCH = 1000
+
+#: Admissions at once.
+ADMITTERS = 4
+
+
+class Sweeper:
+    """Admits what is new, ends what is cancelled, takes back what lost its worker, and says that this worker lives."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        owner: str,
+        every_seconds: float,
+        wake: Callable[[], None],
+        describe: Callable[[], Document],
+    ) -> None:
+        self._store = store
+        self._owner = owner
+        self._every_seconds = every_seconds
+        self._wake = wake
+        self._describe = describe
+        #: Since when every call has been answered; None after an error.
+        self._connected_since: float | None = None
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+                if self._connected_since is None:
+                    self._connected_since = time.monotonic()
+            except StoreError as error:
+                self._connected_since = None
+                log.warning("sweep failed, trying again", reason=brief(error))
+            await anyio.sleep(self._every_seconds)
+
+    async def sweep(self) -> None:
+        """One sweep. Raises StoreError."""
+        await self._store.workers.renew(self._owner, self._describe())
+        for key in await self._store.tasks.new_keys(_BATCH):
+            await self.admit(key)
+        if ended := await self._store.tasks.cancel_waiting():
+            log.info("waiting tasks cancelled", tasks=ended)
+        if self._may_judge():
+            await self._recover()
+        self._wake()
+
+    async def sweep_all(self) -> None:
+        """Look for documents that carry a state of somebody else's too: after a start, and after lost history."""
+        async with aclosing(self._store.tasks.copied_keys()) as keys:
+            async for key in keys:
+                await self.admit(key)
+        self._wake()
+
+    async def cancel(self, key: Any) -> None:
+        """End the task with this `_id` if it waits and its client asked for that."""
+        if await self._store.tasks.cancel_waiting(key):
+            log.info("waiting task cancelled", key=str(key))
+
+    async def admit_from(self, keys: MemoryObjectReceiveStream[Any]) -> None:
+        """Admit documents as the watcher names them, until cancelled."""
+        async for key in keys:
+            try:
+                await self.admit(key)
+                self._wake()
+            except StoreError as error:
+                log.warning("admission failed, the sweep tries again", key=str(key), reason=brief(error))
+
+    async def admit(self, key: Any) -> None:
+        """Answer one new document. Raises StoreError."""
+        try:
+            await admit(self._store, key)
+        except StoreError:
+            raise
+        except Exception:
+            # What a hostile document can do to admission it must do once, not to every worker at every sweep.
+            log.exception("bug in admission", key=repr(key))
+            fault = Rejection(
+                TaskErrorCode.PARAM_INVALID, "", "the document cannot be understood; the worker's log has a traceback"
+            )
+            await self._store.tasks.reject(key, fault)
+
+    def _may_judge(self) -> bool:
+        """Whether other owners have had the time to renew.
+
+        After an outage every lease has expired, and the first worker to be connected again must not take the tasks of
+        all others: it waits for two renewal intervals without an error.
+        """
+        since = self._connected_since
+        return since is not None and time.monotonic() - since >= 2 * QUIET_RENEW_SECONDS
+
+    async def _recover(self) -> None:
+        for lost in await self._store.tasks.expired():
+            try:
+                after = await self._store.tasks.recover(lost)
+            except LostTask:
+                continue  # renewed, or recovered by another worker, in this very moment
+            log.warning(
+                "task taken from a lost worker",
+                task_id=str(lost.task_id),
+                attempt=lost.attempt,
+                lost_owner=lost.owner,
+                status=after.status,
+                failures=after.failures,
+            )

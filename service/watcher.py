@@ -1,0 +1,78 @@
+"""The watcher: change events, turned into a look at once. Losing one costs a sweep interval, and never a task."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+import structlog
+from anyio.streams.memory import MemoryObjectSendStream
+
+from handlers.store import Store
+from handlers.store.database import StoreError, brief
+from handlers.store.stream import Hint, hints
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+_PAUSE_SECONDS = 0.5
+
+
+class Watcher:
+    """Opens the stream, sweeps, passes hints on; again after any error, lost history included.
+
+    `new` takes the keys of documents to admit. When it is full the sweep is left to find them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        new: MemoryObjectSendStream[Any],
+        sweep_all: Callable[[], Awaitable[None]],
+        cancel: Callable[[Any], Awaitable[None]],
+        wake: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._new = new
+        self._sweep_all = sweep_all
+        self._cancel = cancel
+        self._wake = wake
+        #: Set while a stream is open.
+        self.opened = anyio.Event()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            try:
+                await self._watch()
+                log.warning("change stream ended, opening it afresh")
+            except* StoreError as errors:
+                log.warning("change stream lost, opening it afresh", reason=brief(errors.exceptions[0]))
+            # While the server is away, opening the stream waits for it; this is for what fails at once.
+            await anyio.sleep(_PAUSE_SECONDS)
+
+    async def _watch(self) -> None:
+        """One life of the stream, from open to broken."""
+        self.opened = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._sweep_once_open)
+            async with aclosing(hints(self._store.database, self.opened)) as stream:
+                async for hint in stream:
+                    await self._pass_on(hint)
+
+    async def _sweep_once_open(self) -> None:
+        """Open first, then sweep: what is inserted in between is seen twice, and nothing is missed."""
+        await self.opened.wait()
+        log.info("change stream open")
+        await self._sweep_all()
+
+    async def _pass_on(self, hint: Hint) -> None:
+        if hint.new:
+            try:
+                self._new.send_nowait(hint.key)
+            except anyio.WouldBlock:
+                pass  # a storm of inserts; each sweep takes what is left
+        elif hint.cancel:
+            await self._cancel(hint.key)
+        else:
+            self._wake()
