@@ -1,0 +1,66 @@
+"""Boxes of one image: labelled ones and detected ones. Corners are in pixels of the image as its labels are."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+#: uint8, [height, width, 3], RGB.
+Image = NDArray[np.uint8]
+
+#: A box that has less than this left inside its image, in pixels a side, is dropped: nothing of it can be seen.
+MIN_SIDE = 1.0
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Labelled boxes."""
+
+    #: float32 [N, 4]: left, top, right, bottom.
+    xyxy: Floats
+    #: int64 [N], from 1.
+    class_ids: Ints
+    #: bool [N]: the box covers a crowd of objects; not trained on, and no miss in a measurement.
+    crowd: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+    def select(self, rows: NDArray[Any]) -> "Boxes":
+        """The boxes that `rows` (a mask or indices) picks."""
+        return Boxes(self.xyxy[rows], self.class_ids[rows], self.crowd[rows])
+
+    def moved(self, xyxy: Floats) -> "Boxes":
+        """The same objects with other corners."""
+        return Boxes(xyxy.astype(np.float32, copy=False), self.class_ids, self.crowd)
+
+    def clipped(self, width: float, height: float) -> "Boxes":
+        """What lies inside a `width` x `height` image; boxes with less than `MIN_SIDE` left of a side are dropped."""
+        limits = np.array([width, height, width, height], np.float32)
+        xyxy = np.clip(self.xyxy, 0, limits)
+        return self.moved(xyxy).select((xyxy[:, 2:] - xyxy[:, :2]).min(axis=1) >= MIN_SIDE)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detected boxes, best first."""
+
+    #: float32 [N, 4]: left, top, right, bottom.
+    xyxy: Floats
+    #: int64 [N], from 1.
+    class_ids: Ints
+    #: float32 [N], 0 … 1, descending.
+    scores: Floats
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+
+def make_boxes(rows: list[tuple[tuple[float, float, float, float], int, bool]]) -> Boxes:
+    """Boxes from `((x, y, width, height), class id, crowd)`, one each."""
+    xywh = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
+    xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
+    return Boxes(xyxy, np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows], np.bool_))
