@@ -165,6 +165,14 @@ class Database:
                         ) from error
                     raise StartupError(await self._duplicates(name, index)) from error
 
+    async def missing_indexes(self) -> list[str]:
+        """`COLLECTION.index` of each index that `create_indexes` would make."""
+        missing = []
+        for name, indexes in INDEXES.items():
+            there = await self.call(self.collection(name).index_information)
+            missing += [f"{name}.{index.document['name']}" for index in indexes if index.document["name"] not in there]
+        return missing
+
     async def _duplicates(self, name: str, index: IndexModel) -> str:
         fields = list(index.document["key"])
         cursor = await self.call(

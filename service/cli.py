@@ -1,0 +1,172 @@
+"""`dltask`: the command line. Only it (this module, `service.cli_*`) and `service.demo` print.
+
+Answers go to stdout, everything else to stderr. Imports that cost time stand inside the commands: `dltask --help` and
+shell completion must not wait for a database driver.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.text import Text
+
+from service import cli_data, cli_tasks
+from service.cli_common import AsJson, load_settings, out, print_json, with_store
+
+app = typer.Typer(
+    help="Train and test object detectors from MongoDB. Settings come from the environment (DLTASK_…).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=True,
+)
+app.add_typer(cli_tasks.app)
+app.add_typer(cli_data.datasets, name="dataset")
+app.add_typer(cli_data.models, name="models")
+
+
+def main() -> NoReturn:
+    """Run `dltask`: exits 0 for success, 1 for a task that failed or was rejected, 2 for anything wrong with us."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BaseException as error:
+        message = _explained(error)
+        if message is None:
+            raise
+        print(f"dltask: {message}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _explained(error: BaseException) -> str | None:
+    """The one line for an error that is no bug of ours, or None."""
+    if isinstance(error, SystemExit):
+        return None
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    from pydantic import ValidationError
+
+    from handlers.errors import StartupError
+    from handlers.store.database import StoreError, brief
+    from service.dataset_files import DatasetError
+    from service.embedded import EmbeddedMongoError
+
+    if isinstance(error, StoreError):
+        return _masked(f"MongoDB does not answer as it should: {brief(error)}; check DLTASK_MONGODB_URI")
+    if isinstance(error, ValidationError) and error.title == "Settings":
+        first = error.errors(include_url=False)[0]
+        name = "DLTASK_" + "_".join(str(part) for part in first["loc"][:1]).upper()
+        expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected").replace("\n", " ")
+        return _masked(f"{name} is {str(first['input'])[:200]!r}; {expected}")
+    if isinstance(error, StartupError | DatasetError | EmbeddedMongoError):
+        return _masked(str(error))
+    return None
+
+
+def _masked(text: str) -> str:
+    import os
+
+    from handlers.store.database import masked
+
+    return masked(text, os.environ.get("DLTASK_MONGODB_URI", ""))
+
+
+@app.command()
+def serve() -> None:
+    """Run the service until SIGTERM."""
+    from service import app as service
+    from service.settings import Settings
+
+    raise typer.Exit(service.run(Settings()))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where logs, data and pictures go.")] = Path("demo-output"),
+) -> None:
+    """Train and test a detector on this machine: embedded MongoDB, sample images, service; no settings needed."""
+    from service.demo import run_demo
+
+    raise typer.Exit(run_demo(output))
+
+
+@app.command()
+def mongo(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data live; else temporary.")] = None,
+) -> None:
+    """Run the embedded MongoDB, a one-node replica set, until SIGTERM; print its URI when it accepts writes."""
+    import signal
+
+    import anyio
+
+    from service.embedded import embedded_mongo
+
+    async def run() -> None:
+        # Before the start: whoever stops us in the middle of it gets a clean end as well.
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with anyio.create_task_group() as group:
+
+                async def server() -> None:
+                    async with embedded_mongo(port, data_dir) as uri:
+                        print(uri, flush=True)
+                        await anyio.sleep_forever()
+
+                group.start_soon(server)
+                async for _ in signals:
+                    group.cancel_scope.cancel()
+                    break
+
+    anyio.run(run)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check settings, database, replica set, indexes and GPU; exit 2 if something must be mended."""
+    import anyio
+
+    from service.doctor import examine
+    from service.show import table
+
+    checks = anyio.run(examine, load_settings())
+    if as_json:
+        print_json([vars(check) for check in checks])
+    else:
+        marks = {True: Text("ok", style="green"), False: Text("FAILED", style="red")}
+        rows = [
+            [marks[check.ok], check.name, check.found + (f"; {check.fix}" if check.fix else "")] for check in checks
+        ]
+        out().print(table(("", "CHECK", "FOUND"), rows))
+    raise typer.Exit(0 if all(check.ok for check in checks) else 2)
+
+
+@app.command()
+def workers(as_json: AsJson = False) -> None:
+    """Who is alive, with which devices."""
+    from datetime import UTC, datetime
+
+    from service.show import age, table
+
+    found = with_store(lambda store: store.workers.all())
+    if as_json:
+        print_json(found)
+        return
+    now = datetime.now(UTC)
+    rows = [
+        [
+            worker["_id"],
+            worker.get("host", ""),
+            " ".join(f"{number} {kind}" for kind, number in (worker.get("devices") or {}).items()),
+            " ".join(str(task) for task in worker.get("running") or ()),
+            age(worker.get("renewed_at"), now),
+        ]
+        for worker in found
+    ]
+    out().print(table(("WORKER", "HOST", "DEVICES", "RUNNING", "SEEN"), rows) if rows else "no worker is alive")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Files out of MongoDB: the pictures of a task, and a model with its class list."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+import orjson
+
+from handlers.errors import StartupError
+from handlers.store import Store
+from handlers.store.files import FileMissing
+from schemas.task import object_id
+
+
+async def fetch_reports(store: Store, task: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write each picture that `task`'s result names to `folder`/NAME.png; returns the paths.
+
+    Raises StartupError if one is gone.
+    """
+    reports = (task.get("result") or {}).get("reports") or {}
+    await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, file_id in reports.items():
+        path = folder / f"{_safe(name)}.png"
+        await _fetch(store.files.reports.fetch(object_id(file_id), path), f"picture {name!r}")
+        paths.append(path)
+    return paths
+
+
+async def export_model(store: Store, reference: str, folder: Path) -> list[Path]:
+    """Write the model that `name` or `name:version` refers to as `model.onnx`, with `classes.json` beside it.
+
+    The class list: `{model_name, version, input_size, classes: [{id, name}]}`, ids as the network gives them, from 1.
+    Raises ValueError for a reference that is none, and StartupError if there is no such model, or its file is damaged.
+    """
+    model = await store.models.find(reference)
+    if model is None:
+        raise StartupError(f"there is no model {reference!r}; see `dltask models`")
+    await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
+    onnx, classes = folder / "model.onnx", folder / "classes.json"
+    digest = await _fetch(store.files.models.fetch(model["file_id"], onnx), f"model {reference!r}")
+    if digest != model["sha256"]:
+        onnx.unlink()
+        raise StartupError(f"model {reference!r} is damaged: sha256 {digest}; expected {model['sha256']}")
+    listing = {
+        "model_name": model["model_name"],
+        "version": model["version"],
+        "input_size": model["input_size"],
+        "classes": [{"id": number, "name": name} for number, name in enumerate(model["class_names"], 1)],
+    }
+    classes.write_bytes(orjson.dumps(listing, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    return [onnx, classes]
+
+
+async def _fetch(transfer: Any, what: str) -> str:
+    try:
+        digest: str = await transfer
+        return digest
+    except FileMissing as error:
+        raise StartupError(f"{what} is gone: {error}") from None
+
+
+def _safe(name: str) -> str:
+    """`name` as a file name: it comes from a document, and may be anything."""
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".")[:100] or "_"

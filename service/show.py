@@ -1,0 +1,250 @@
+"""How documents are shown: as JSON for programs, as text and tables for people. Nothing here reads or prints."""
+
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from bson import Decimal128
+from bson.datetime_ms import DatetimeMS
+from rich.table import Table
+from rich.text import Text
+
+from handlers.store.database import Document
+
+#: Colour of each state.
+_STYLES = {"SUCCEEDED": "green", "FAILED": "red", "REJECTED": "red", "CANCELLED": "yellow", "RUNNING": "cyan"}
+
+
+def json_text(value: Any) -> str:
+    """`value`, documents inside, as JSON: ids as hex, times as ISO 8601 in UTC, 64-bit task ids as numbers."""
+    return json.dumps(_plain(value), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal128):
+        number = value.to_decimal()
+        whole = number.is_finite() and number.adjusted() < 40 and number == number.to_integral_value()
+        return int(number) if whole else str(number)
+    if isinstance(value, datetime):
+        return iso(value)
+    if isinstance(value, DatetimeMS):
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Iterable):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def iso(time: datetime) -> str:
+    """`time` in UTC, to the millisecond."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def printable(value: Any) -> str:
+    """`value` as one line of text. Documents are anybody's: no control character of theirs reaches the terminal."""
+    return "".join(" " if c in "\n\t" else "?" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in str(value))
+
+
+def state(document: Document) -> str:
+    """The state of a task as its reader should see it: NEW until a worker has answered this very document."""
+    # What a client wrote there, or copied from another document, is no answer.
+    if document.get("admitted_id") != document.get("_id"):
+        return "NEW"
+    return str(document.get("status"))
+
+
+def progress_text(document: Document) -> str:
+    """`120/300 · loss 2.31 · 25.0 img/s · 0:00:48 left`, as far as it is known."""
+    progress = document.get("progress") or {}
+    done, total = progress.get("iteration"), progress.get("max_num_iters")
+    if done is None:
+        return ""
+    parts = [f"{done}/{total}" if total else f"{done}"]
+    if isinstance(progress.get("loss"), int | float):
+        parts.append(f"loss {progress['loss']:.3f}")
+    if isinstance(progress.get("images_per_second"), int | float):
+        parts.append(f"{progress['images_per_second']:.1f} img/s")
+    if isinstance(progress.get("eta_seconds"), int | float) and state(document) == "RUNNING":
+        parts.append(f"{duration(progress['eta_seconds'])} left")
+    return " · ".join(parts)
+
+
+def outcome_text(document: Document) -> str:
+    """What came of an ended task, in one line."""
+    error, result = document.get("error"), document.get("result")
+    if state(document) != "SUCCEEDED":
+        return f"{error.get('kind')}: {error.get('message')}" if isinstance(error, Mapping) else ""
+    if not isinstance(result, Mapping):
+        return ""
+    text = f"{result.get('model_name')}:{result.get('version')}"
+    metrics = result.get("metrics")
+    if isinstance(metrics, Mapping):
+        text += f" · mAP {metrics.get('map', 0):.3f} · mAP@.5 {metrics.get('map_50', 0):.3f} ({metrics.get('on')})"
+    return text
+
+
+def why_waiting(
+    document: Document, queue: Sequence[Document], workers: Sequence[Mapping[str, Any]], now: datetime
+) -> str:
+    """Why a NEW or PENDING task does not run; `queue` is all PENDING tasks, best first. Empty for other states."""
+    current = state(document)
+    if current == "NEW":
+        return "no worker is alive to admit it" if not workers else "not looked at yet"
+    if current != "PENDING":
+        return ""
+    if document.get("cancel_requested") is True:
+        return "is being cancelled"
+    not_before = document.get("not_before")
+    if isinstance(not_before, datetime) and not_before > now:
+        return f"retry at {iso(not_before)} after {document.get('failures')} faults"
+    if not workers:
+        return "no worker is alive"
+    params = document.get("param_request") or {}
+    kind, number = params.get("device_type"), params.get("device_num") or 0
+    if all((worker.get("devices") or {}).get(kind, 0) < number for worker in workers):
+        return f"needs {number} {kind}; no live worker has them"
+    position = next((place for place, other in enumerate(queue, 1) if other["_id"] == document["_id"]), None)
+    return f"position {position} of {len(queue)} in the queue" if position else "in the queue"
+
+
+def queue_of(tasks: Iterable[Document]) -> list[Document]:
+    """The PENDING ones of `tasks`, best first, as workers claim them."""
+    pending = [task for task in tasks if state(task) == "PENDING"]
+    return sorted(pending, key=lambda task: (-task.get("priority", 0), task.get("create_time") or datetime.now(UTC)))
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`."""
+    whole = max(0, round(seconds)) if math.isfinite(seconds) else 0
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def age(time: Any, now: datetime) -> str:
+    """How long ago `time` was: `3 s`, `5 min`, `2 h`, `4 d`."""
+    if not isinstance(time, datetime):
+        return ""
+    seconds = max(0.0, (now - time).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def state_text(document: Document) -> Text:
+    """The state, in its colour."""
+    current = state(document)
+    return Text(printable(current), style=_STYLES.get(current, ""))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
+    """A table whose cells cannot carry markup or control characters; numbers stand to the right."""
+    rows = [list(row) for row in rows]
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        # A header and its cells stay readable on a narrow terminal: text folds, it is never cut off.
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
+    return made
+
+
+def tasks_table(tasks: Sequence[Document], queue: Sequence[Document], workers: Sequence[Document]) -> Table:
+    """One line a task."""
+    now = datetime.now(UTC)
+    rows = []
+    for task in tasks:
+        params = task.get("param_request")
+        model = params.get("model_name", "") if isinstance(params, Mapping) else ""
+        waiting = why_waiting(task, queue, workers, now)
+        about = waiting or (progress_text(task) if state(task) == "RUNNING" else outcome_text(task))
+        kind, when = task.get("task_type", ""), age(task.get("create_time"), now)
+        rows.append([_number(task.get("task_id")), kind, model, state_text(task), when, about])
+    return table(("TASK", "TYPE", "MODEL", "STATE", "AGE", ""), rows)
+
+
+def task_table(task: Document, queue: Sequence[Document], workers: Sequence[Document]) -> Table:
+    """One task, a field a line."""
+    made = Table(box=None, show_header=False, pad_edge=False)
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+
+    def line(name: str, value: Any) -> None:
+        if value not in (None, "", [], {}):
+            made.add_row(name, value if isinstance(value, Text) else Text(printable(value)))
+
+    line("task", _number(task.get("task_id")))
+    line("type", task.get("task_type"))
+    line("state", state_text(task))
+    line("waits", why_waiting(task, queue, workers, datetime.now(UTC)))
+    line("progress", progress_text(task))
+    line("outcome", outcome_text(task))
+    error = task.get("error")
+    if isinstance(error, Mapping):
+        line("field", error.get("field"))
+    line("error_code", task.get("error_code"))
+    line("attempt", task.get("attempt"))
+    line("owner", task.get("owner"))
+    for name in ("dataset", "split", "json_mongodb_id"):
+        line(name, task.get(name))
+    for name in ("create_time", "start_time", "end_time"):
+        time = task.get(name)
+        line(name, iso(time) if isinstance(time, datetime) else time)
+    params = task.get("param_request")
+    line("parameters", json_text(params) if params else None)
+    result = task.get("result")
+    if isinstance(result, Mapping):
+        for name in ("device", "seconds", "initial_weights", "resumed_from_iteration", "images_per_second"):
+            line(name, result.get(name))
+        images = result.get("images") or {}
+        line("images", f"{images.get('used')} used, {images.get('skipped')} skipped")
+        for note in result.get("notes") or ():
+            line("note", note)
+        line("reports", ", ".join(result.get("reports") or {}))
+    for change in task.get("history") or ():
+        at = change.get("at")
+        what = " ".join(f"{key}={value}" for key, value in change.items() if key not in ("at", "status"))
+        line("history", f"{iso(at) if isinstance(at, datetime) else at} {change.get('status')} {what}")
+    return made
+
+
+def classes_table(metrics: Mapping[str, Any]) -> Table:
+    """Average precision of each class."""
+    rows = [
+        [
+            entry["class_name"],
+            entry["instances"],
+            entry["detections"],
+            *("–" if entry[name] is None else f"{entry[name]:.3f}" for name in ("map", "map_50")),
+        ]
+        for entry in metrics.get("per_class", ())
+    ]
+    return table(("CLASS", "BOXES", "DETECTIONS", "mAP", "mAP@.5"), rows)
+
+
+def log_text(line: str) -> str:
+    """A stored log line (JSON) as a person reads it; a line that was cut off as it is."""
+    try:
+        event = json.loads(line)
+        time, level, what = (str(event.pop(key, "")) for key in ("timestamp", "level", "event"))
+    except (ValueError, AttributeError):
+        return printable(line)
+    rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in ("task_id", "owner"))
+    return printable(f"{time} {level:7} {what} {rest}".rstrip())
+
+
+def _number(value: Any) -> str:
+    plain = _plain(value)
+    return str(plain)[:40] if plain is not None else ""
