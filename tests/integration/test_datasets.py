@@ -1,0 +1,313 @@
+"""Data sets go into MongoDB and out again without loss, whatever is wrong with single images."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+import cv2
+import numpy as np
+import pytest
+from gridfs import GridFSBucket
+from pymongo.database import Database
+
+from handlers.store import Store
+from service.dataset_files import Bad, DatasetError, Source
+from service.datasets import Summary, export_dataset, import_dataset, list_datasets, open_source
+
+pytestmark = pytest.mark.anyio
+Db = Database[dict[str, Any]]
+
+
+def picture(path: Path, width: int = 40, height: int = 30) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((height, width, 3), 90, np.uint8))
+    return path
+
+
+def coco_folder(folder: Path, names: list[str], *, boxes: list[list[float]] | None = None, **image: Any) -> Path:
+    """A COCO folder whose images each have `boxes`, of the classes `a` and `b` in turn."""
+    for name in names:
+        picture(folder / "images" / name)
+    boxes = [[1.5, 2.25, 10.0, 8.125]] if boxes is None else boxes
+    document = {
+        "images": [
+            {"id": number, "file_name": name, "width": 40, "height": 30, **image} for number, name in enumerate(names)
+        ],
+        "annotations": [
+            {"id": 10 * number + place, "image_id": number, "category_id": 7 + place % 2, "bbox": box, "iscrowd": 0}
+            for number in range(len(names))
+            for place, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 7, "name": "a"}, {"id": 8, "name": "b"}],
+    }
+    (folder / "annotations.json").write_text(json.dumps(document))
+    return folder
+
+
+async def bring_in(store: Store, source: Source, name: str = "toy") -> Summary:
+    return await import_dataset(store, source, name, lambda done, total: None)
+
+
+def as_set(folder: Path) -> tuple[set[Any], set[Any], dict[str, set[str]]]:
+    """A COCO folder by content: images with the bytes' hash, boxes by image and class name, splits."""
+    coco = json.loads((folder / "annotations.json").read_text())
+    names = {image["id"]: image["file_name"] for image in coco["images"]}
+    classes = {category["id"]: category["name"] for category in coco["categories"]}
+    images = {
+        (
+            image["file_name"],
+            image["width"],
+            image["height"],
+            hashlib.sha256((folder / "images" / image["file_name"]).read_bytes()).hexdigest(),
+        )
+        for image in coco["images"]
+    }
+    boxes = {
+        (
+            names[annotation["image_id"]],
+            classes[annotation["category_id"]],
+            *annotation["bbox"],
+            annotation.get("iscrowd", 0),
+            annotation.get("difficult", 0),
+        )
+        for annotation in coco["annotations"]
+    }
+    split_file = folder / "split.json"
+    splits = json.loads(split_file.read_text()) if split_file.exists() else {}
+    return images, boxes, {split: set(members) for split, members in splits.items()}
+
+
+async def test_the_blood_cells_are_all_there(store: Store, db: Db, shared_datasets: Path, tmp_path: Path) -> None:
+    """The real data set: 364 images, 4886 labels, its own splits; exported again it is the same."""
+    calls: list[tuple[int, int]] = []
+    folder = shared_datasets / "bccd"
+    source = open_source("coco", folder, None, None)
+    summary = await import_dataset(store, source, "bccd", lambda done, total: calls.append((done, total)))
+    assert (summary.images, summary.labels, summary.failed_images, summary.failed_labels) == (364, 4886, 0, 0)
+    assert calls[-1] == (364, 364)
+    assert db.IMG_INFO.count_documents({"dataset": "bccd"}) == 364
+    assert db.IMG_LAB_INFO.count_documents({}) == 4886
+    assert await list_datasets(store) == [
+        {"dataset": "bccd", "images": 364, "splits": {"test": 72, "train": 205, "val": 87}}
+    ]
+    await export_dataset(store, "bccd", tmp_path / "out", lambda done, total: None)
+    assert as_set(tmp_path / "out") == as_set(folder)
+
+
+async def test_stored_files_are_the_bytes_on_disk(store: Store, db: Db, tmp_path: Path) -> None:
+    """GridFS holds the file unchanged, with its sha256; the record has the fields of the interface and no more."""
+    coco_folder(tmp_path, ["x.png"])
+    await bring_in(store, open_source("coco", tmp_path, None, None))
+    image = db.IMG_INFO.find_one({})
+    assert image is not None
+    assert set(image) == {"_id", "file_name", "width", "height", "file_id", "dataset"}
+    out = GridFSBucket(db, "images").open_download_stream(image["file_id"])
+    content = (tmp_path / "images" / "x.png").read_bytes()
+    assert out.read() == content
+    assert out.metadata is not None
+    assert out.metadata["sha256"] == hashlib.sha256(content).hexdigest()
+    label = db.IMG_LAB_INFO.find_one({})
+    assert label is not None
+    assert (label["img_id"], label["class_name"], label["bbox"]) == (image["_id"], "a", [1.5, 2.25, 10.0, 8.125])
+
+
+async def test_an_interrupted_import_goes_on(store: Store, db: Db, tmp_path: Path) -> None:
+    """Cancelled in the middle and started again, every image is there once, with its labels."""
+    names = [f"{number}.png" for number in range(30)]
+    coco_folder(tmp_path, names)
+    with anyio.CancelScope() as scope:
+        await import_dataset(
+            store,
+            open_source("coco", tmp_path, None, None),
+            "toy",
+            lambda done, total: scope.cancel() if done == 5 else None,
+        )
+    assert scope.cancelled_caught
+    before = db.IMG_INFO.count_documents({})
+    assert 5 <= before < 30
+    again = await bring_in(store, open_source("coco", tmp_path, None, None))
+    assert (again.images, again.already_there) == (30 - before, before)
+    assert sorted(image["file_name"] for image in db.IMG_INFO.find()) == sorted(names)
+    for image in db.IMG_INFO.find():
+        assert db.IMG_LAB_INFO.count_documents({"img_id": image["_id"]}) == 1
+
+
+async def test_the_same_names_in_two_data_sets(store: Store, db: Db, tmp_path: Path) -> None:
+    """Only names of the same data set are passed over."""
+    coco_folder(tmp_path, ["x.png"])
+    for name in ("one", "two"):
+        assert (await bring_in(store, open_source("coco", tmp_path, None, None), name)).images == 1
+
+
+async def test_bad_images_are_named_and_the_rest_comes_in(store: Store, db: Db, tmp_path: Path) -> None:
+    """Missing, no image, outside the folder, listed twice, a box that is none: counted, named, and passed over."""
+    coco_folder(tmp_path / "d", ["good.png", "text.png", "gone.png"])
+    (tmp_path / "d" / "images" / "text.png").write_text("not a picture")
+    (tmp_path / "d" / "images" / "gone.png").unlink()
+    picture(tmp_path / "secret.png")
+    path = tmp_path / "d" / "annotations.json"
+    document = json.loads(path.read_text())
+    escapes = ["../../secret.png", str(tmp_path / "secret.png"), "a/../../../secret.png", "", "..", 5, "good.png"]
+    document["images"] += [{"id": 100 + n, "file_name": name} for n, name in enumerate(escapes)]
+    document["annotations"] += [
+        {"id": 200, "image_id": 0, "category_id": 7, "bbox": [1, 2, 3]},
+        {"id": 201, "image_id": 0, "category_id": 99, "bbox": [1, 2, 3, 4]},
+    ]
+    path.write_text(json.dumps(document))
+    summary = await bring_in(store, open_source("coco", tmp_path / "d", None, None))
+    assert (summary.images, summary.labels, summary.failed_images, summary.failed_labels) == (1, 1, 9, 2)
+    assert [image["file_name"] for image in db.IMG_INFO.find()] == ["good.png"]
+    told = "\n".join(summary.problems)
+    for part in ("text.png", "No such file", "inside the folder", "listed twice", "[1, 2, 3]", "category 99"):
+        assert part in told
+
+
+async def test_sizes_come_from_the_picture_where_they_are_not_given(store: Store, db: Db, tmp_path: Path) -> None:
+    """Annotations without width and height are completed from the image."""
+    coco_folder(tmp_path, ["x.png"], width=None, height=0)
+    await bring_in(store, open_source("coco", tmp_path, None, None))
+    image = db.IMG_INFO.find_one({})
+    assert image is not None
+    assert (image["width"], image["height"]) == (40, 30)
+
+
+async def test_splits(store: Store, db: Db, tmp_path: Path) -> None:
+    """`split.json` is used by itself, `--split-file` and `--split` instead of it; unlisted images have no split."""
+    coco_folder(tmp_path, ["x.png", "y.png"])
+
+    async def splits(name: str, split_file: Path | None, split: str | None) -> dict[str, Any]:
+        await bring_in(store, open_source("coco", tmp_path, split_file, split), name)
+        return {image["file_name"]: image.get("split") for image in db.IMG_INFO.find({"dataset": name})}
+
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["x.png"]}))
+    (tmp_path / "other.json").write_text(json.dumps({"val": ["y.png"]}))
+    assert await splits("own", None, None) == {"x.png": "train", "y.png": None}
+    assert await splits("given", tmp_path / "other.json", None) == {"x.png": None, "y.png": "val"}
+    assert await splits("one", None, "test") == {"x.png": "test", "y.png": "test"}
+    assert {row["dataset"]: row["splits"] for row in await list_datasets(store)} == {
+        "given": {"": 1, "val": 1},
+        "one": {"test": 2},
+        "own": {"": 1, "train": 1},
+    }
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["x.png"], "test": ["x.png"]}))
+    with pytest.raises(DatasetError, match=r"'x.png' is in train and in test; expected one split"):
+        open_source("coco", tmp_path, None, None)
+
+
+VOC = """<annotation><folder>x</folder><filename>{filename}</filename>
+<size><width>40</width><height>30</height><depth>3</depth></size>
+<object><name>cat</name><difficult>1</difficult>
+<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>13</xmax><ymax>24.5</ymax></bndbox></object>
+<object><name>dog</name><bndbox><ymin>1</ymin><xmin>2</xmin><ymax>3</ymax><xmax>5</xmax></bndbox></object>
+<object><name>dog</name><bndbox><xmin>oops</xmin><ymin>4</ymin><xmax>13</xmax><ymax>24</ymax></bndbox></object>
+</annotation>"""
+
+
+def voc_folder(folder: Path) -> Path:
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    for name in ("a", "b", "c", "d"):
+        picture(folder / "JPEGImages" / f"{name}.jpg")
+        # What stands in `c` is the name it had before somebody renamed the files.
+        filename = "before.jpg" if name == "c" else f"{name}.jpg"
+        (folder / "Annotations" / f"{name}.xml").write_text(VOC.format(filename=filename))
+    lists = {"train": "a\n", "test": "b  \n", "trainval": "a\nc\n", "cat_train": "a 1\nd -1\n"}
+    for name, lines in lists.items():
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(lines)
+    return folder
+
+
+async def test_voc(store: Store, db: Db, tmp_path: Path) -> None:
+    """Corners become width and height without an offset, `difficult` is kept, splits come from ImageSets/Main."""
+    summary = await bring_in(store, open_source("voc", voc_folder(tmp_path), None, None))
+    assert (summary.images, summary.labels, summary.failed_images, summary.failed_labels) == (4, 8, 0, 4)
+    assert {image["file_name"]: image.get("split") for image in db.IMG_INFO.find()} == {
+        "a.jpg": "train",
+        "b.jpg": "test",
+        "c.jpg": "train",
+        "d.jpg": None,
+    }
+    image = db.IMG_INFO.find_one({"file_name": "a.jpg"})
+    assert image is not None
+    labels = db.IMG_LAB_INFO.find({"img_id": image["_id"]}).sort("class_name", 1)
+    assert [(label["class_name"], label["bbox"], label["difficult"]) for label in labels] == [
+        ("cat", [3, 4, 10, 20.5], True),
+        ("dog", [2, 1, 3, 2], False),
+    ]
+
+
+async def test_voc_files_cannot_do_harm(tmp_path: Path) -> None:
+    """Entities (expansion, other files), paths out of the folder and broken XML are refused, file by file."""
+    folder = voc_folder(tmp_path)
+    secret = picture(tmp_path / "secret.jpg")
+    bomb = '<!DOCTYPE a [<!ENTITY x "xxxxxxxxxx"><!ENTITY y "&x;&x;&x;&x;">]><annotation>&y;</annotation>'
+    reader = f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{secret}">]><annotation><filename>&x;</filename></annotation>'
+    (folder / "Annotations" / "a.xml").write_text(bomb)
+    (folder / "Annotations" / "b.xml").write_bytes(reader.encode("utf-16"))
+    (folder / "Annotations" / "c.xml").write_text(VOC.format(filename="../secret.jpg"))
+    (folder / "Annotations" / "d.xml").write_text("<annotation><filename>d.jpg</filename>")
+    (folder / "Annotations" / "e.xml").write_text("<annotation/>")
+    bad = list(open_source("voc", folder, None, None).entries)
+    assert all(isinstance(entry, Bad) for entry in bad)
+    reasons = [entry.reason for entry in bad if isinstance(entry, Bad)]
+    assert "DOCTYPE" in reasons[0]
+    assert "DOCTYPE" in reasons[1]
+    assert "inside the folder" in reasons[2]
+    assert "cannot be read" in reasons[3]
+    assert "expected a filename" in reasons[4]
+
+
+async def test_what_is_no_data_set_says_so(store: Store, tmp_path: Path) -> None:
+    """A missing folder, no annotations, other JSON, and a name that cannot be one: one message each."""
+    with pytest.raises(DatasetError, match="is no folder"):
+        open_source("coco", tmp_path / "nowhere", None, None)
+    with pytest.raises(DatasetError, match="cannot read COCO annotations"):
+        open_source("coco", tmp_path, None, None)
+    for content in ("[1]", '{"images": []}', '{"images": [], "categories": [3]}'):
+        (tmp_path / "annotations.json").write_text(content)
+        with pytest.raises(DatasetError, match="is no COCO document"):
+            open_source("coco", tmp_path, None, None)
+    with pytest.raises(DatasetError, match="expected a Pascal VOC folder"):
+        open_source("voc", tmp_path, None, None)
+    for name in ("", "a\nb", "x" * 201):
+        with pytest.raises(DatasetError, match="expected a text of 1 to 200 printable characters"):
+            await bring_in(store, open_source("coco", coco_folder(tmp_path, ["x.png"]), None, None), name)
+
+
+async def test_export_leaves_out_what_it_cannot_write(store: Store, db: Db, tmp_path: Path) -> None:
+    """Records of other writers: a name that would leave the folder, a file that is gone, a box that is none."""
+    names = ["good.png", "gone.png", "deep/er.png", "bad.png"]
+    coco_folder(tmp_path / "in", names)
+    await bring_in(store, open_source("coco", tmp_path / "in", None, None))
+    gone = db.IMG_INFO.find_one({"file_name": "gone.png"})
+    good = db.IMG_INFO.find_one({"file_name": "good.png"})
+    assert gone is not None
+    assert good is not None
+    GridFSBucket(db, "images").delete(gone["file_id"])
+    db.IMG_INFO.update_one({"file_name": "bad.png"}, {"$set": {"file_name": "../bad.png"}})
+    db.IMG_LAB_INFO.insert_one({"img_id": good["_id"], "class_name": "a", "bbox": "none"})
+    summary = await export_dataset(store, "toy", tmp_path / "out", lambda done, total: None)
+    assert (summary.images, summary.labels, summary.failed_images, summary.failed_labels) == (2, 2, 2, 1)
+    images, _, _ = as_set(tmp_path / "out")
+    assert {image[0] for image in images} == {"good.png", "deep/er.png"}
+    assert not (tmp_path / "bad.png").exists()
+    with pytest.raises(DatasetError, match=r"annotations.json exists"):
+        await export_dataset(store, "toy", tmp_path / "out", lambda done, total: None)
+    with pytest.raises(DatasetError, match="there is no data set 'other'"):
+        await export_dataset(store, "other", tmp_path / "more", lambda done, total: None)
+
+
+async def test_crowd_and_difficult_survive_the_round_trip(store: Store, tmp_path: Path) -> None:
+    """Import and export keep every property of a box, odd boxes included: readers judge them, not the import."""
+    coco_folder(tmp_path / "in", ["x.png", "y.png"], boxes=[[1, 2, 3, 4], [5, 5, 0, 2], [-3, -3, 100, 100]])
+    path = tmp_path / "in" / "annotations.json"
+    document = json.loads(path.read_text())
+    document["annotations"][0]["iscrowd"] = 1
+    document["annotations"][1]["difficult"] = 1
+    path.write_text(json.dumps(document))
+    (tmp_path / "in" / "split.json").write_text(json.dumps({"train": ["x.png"], "test": ["y.png"]}))
+    await bring_in(store, open_source("coco", tmp_path / "in", None, None))
+    await export_dataset(store, "toy", tmp_path / "out", lambda done, total: None)
+    assert as_set(tmp_path / "out") == as_set(tmp_path / "in")
