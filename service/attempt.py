@@ -310,6 +310,10 @@ class Attempt:
 
     async def _write(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Do a last write however long the database is away: the result of hours must not be lost to an outage."""
+
+        async def write() -> T:  # tenacity awaits only what it sees to be a coroutine function, which a lambda is not
+            return await operation()
+
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(StoreError),
             wait=wait_exponential_jitter(initial=0.5, max=10),
@@ -319,7 +323,7 @@ class Attempt:
                 reason=brief(state.outcome.exception()) if state.outcome else "",  # type: ignore[arg-type]
             ),
         )
-        return await retrying(operation)
+        return await retrying(write)
 
     # ---- beside it
 
