@@ -29,7 +29,7 @@ app.add_typer(cli_data.models, name="models")
 def main() -> NoReturn:
     """Run `dltask`: exits 0 for success, 1 for a task that failed or was rejected, 2 for anything wrong with us."""
     try:
-        app()
+        app(prog_name="dltask")
     except KeyboardInterrupt:
         sys.exit(130)
     except BaseException as error:
@@ -99,28 +99,17 @@ def mongo(
     data_dir: Annotated[Path | None, typer.Option(help="Where the data live; else temporary.")] = None,
 ) -> None:
     """Run the embedded MongoDB, a one-node replica set, until SIGTERM; print its URI when it accepts writes."""
-    import signal
-
     import anyio
 
     from service.embedded import embedded_mongo
+    from service.until_signal import until_signal
 
     async def run() -> None:
-        # Before the start: whoever stops us in the middle of it gets a clean end as well.
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with anyio.create_task_group() as group:
+        async with embedded_mongo(port, data_dir) as uri:
+            print(uri, flush=True)
+            await anyio.sleep_forever()
 
-                async def server() -> None:
-                    async with embedded_mongo(port, data_dir) as uri:
-                        print(uri, flush=True)
-                        await anyio.sleep_forever()
-
-                group.start_soon(server)
-                async for _ in signals:
-                    group.cancel_scope.cancel()
-                    break
-
-    anyio.run(run)
+    anyio.run(until_signal, run)
 
 
 @app.command()

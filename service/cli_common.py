@@ -46,7 +46,7 @@ def load_settings() -> "Settings":
 
     settings = Settings()
     uri = settings.mongodb_uri.get_secret_value()
-    logs.configure(settings.log_format, settings.log_level, mask=lambda text: masked(text, uri))
+    logs.configure(settings.log_format, settings.log_level, mask=lambda text: masked(text, uri), stream=sys.stderr)
     return settings
 
 

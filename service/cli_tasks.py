@@ -137,7 +137,7 @@ async def _task(store: "Store", task_id: int) -> dict[str, Any]:
 def wait(task_id: TaskId, as_json: AsJson = False) -> None:
     """Follow a task to its end; exit 1 unless it succeeded."""
     from service.follow import follow, task_reporter
-    from service.show import classes_table, outcome_text, printable, state
+    from service.show import classes_table, outcome_text, part, printable, state
 
     # With --json stdout is for the document alone, so a bar goes to stderr, and lines nowhere.
     console = Console(stderr=True) if as_json else out()
@@ -149,7 +149,7 @@ def wait(task_id: TaskId, as_json: AsJson = False) -> None:
         print_json(document)
     else:
         console.print(Text(printable(f"{state(document)} {outcome_text(document)}".rstrip())), soft_wrap=True)
-        metrics = (document.get("result") or {}).get("metrics")
+        metrics = part(part(document, "result"), "metrics")
         if metrics:
             console.print(classes_table(metrics))
     raise typer.Exit(0 if state(document) == "SUCCEEDED" else 1)

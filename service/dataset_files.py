@@ -254,7 +254,7 @@ def _read_json(path: Path, what: str) -> Any:
 
 
 def box_of(value: Any) -> tuple[float, float, float, float] | None:
-    """`value` as x, y, w, h; None if it is not four finite numbers. A box without area is one here: readers judge it."""
+    """`value` as x, y, w, h; None if it is not four finite numbers. A box without area is one: readers judge it."""
     if not isinstance(value, list) or len(value) != 4:
         return None
     if not all(isinstance(side, int | float) and not isinstance(side, bool) and math.isfinite(side) for side in value):

@@ -17,7 +17,17 @@ from handlers.store import Store
 from handlers.store.database import Document
 from handlers.store.files import FileMissing
 from schemas.records import ImageRecord
-from service.dataset_files import Bad, DatasetError, Entry, Source, box_of, name_is_safe, read_coco, read_split_file, read_voc
+from service.dataset_files import (
+    Bad,
+    DatasetError,
+    Entry,
+    Source,
+    box_of,
+    name_is_safe,
+    read_coco,
+    read_split_file,
+    read_voc,
+)
 
 #: Transfers at once: the round trips overlap, and the connection pool (100) stays free for others.
 _PARALLEL = 8
@@ -123,8 +133,8 @@ async def _import_one(store: Store, entry: Entry, dataset: str, summary: Summary
     image = ImageRecord(
         file_name=entry.file_name, width=width, height=height, file_id=file_id, dataset=dataset, split=entry.split
     )
-    # If this fails the file stays: it may have been written although the answer was lost, and a file too many harms less
-    # than a record without its file.
+    # If this fails the file stays: the record may have been written although the answer was lost, and a file too many
+    # harms less than a record without its file.
     await store.records.add(image, entry.labels)
     summary.images += 1
     summary.labels += len(entry.labels)

@@ -14,7 +14,7 @@ from handlers.store import Store
 from handlers.store.database import Document, StoreError
 from schemas.enums import END_STATES
 from schemas.numbers import bson_uint64
-from service.show import printable, progress_text, state
+from service.show import part, printable, progress_text, state
 
 #: Seconds between two looks; a local server answers in a millisecond.
 _POLL_SECONDS = 0.5
@@ -64,7 +64,7 @@ def task_reporter(console: Console, *, quiet: bool = False) -> Iterator[OnDocume
                 key = document["_id"]
                 if key not in rows:
                     rows[key] = bar.add_task("", total=None, detail="")
-                progress = document.get("progress") or {}
+                progress = part(document, "progress")
                 bar.update(
                     rows[key],
                     description=printable(f"{document.get('task_type')} {state(document)}"),
@@ -89,7 +89,7 @@ class _Lines:
         self._at = 0.0
 
     def __call__(self, document: Document) -> None:
-        progress = document.get("progress") or {}
+        progress = part(document, "progress")
         now = (document["_id"], state(document), progress.get("iteration", 0))
         new_state = self._said is None or self._said[:2] != now[:2]
         if new_state or (now != self._said and time.monotonic() >= self._at + _LINE_SECONDS):

@@ -54,7 +54,8 @@ def iso(time: datetime) -> str:
 
 def printable(value: Any) -> str:
     """`value` as one line of text. Documents are anybody's: no control character of theirs reaches the terminal."""
-    return "".join(" " if c in "\n\t" else "?" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in str(value))
+    bad = ("Cc", "Cf", "Cs")
+    return "".join(c if unicodedata.category(c) not in bad else " " if c in "\n\t" else "?" for c in str(value))
 
 
 def state(document: Document) -> str:
@@ -65,9 +66,15 @@ def state(document: Document) -> str:
     return str(document.get("status"))
 
 
+def part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The document in field `name`; empty for anything else that a client wrote there."""
+    value = document.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
 def progress_text(document: Document) -> str:
     """`120/300 · loss 2.31 · 25.0 img/s · 0:00:48 left`, as far as it is known."""
-    progress = document.get("progress") or {}
+    progress = part(document, "progress")
     done, total = progress.get("iteration"), progress.get("max_num_iters")
     if done is None:
         return ""
@@ -83,14 +90,11 @@ def progress_text(document: Document) -> str:
 
 def outcome_text(document: Document) -> str:
     """What came of an ended task, in one line."""
-    error, result = document.get("error"), document.get("result")
+    error, result = part(document, "error"), part(document, "result")
     if state(document) != "SUCCEEDED":
-        return f"{error.get('kind')}: {error.get('message')}" if isinstance(error, Mapping) else ""
-    if not isinstance(result, Mapping):
-        return ""
+        return f"{error.get('kind')}: {error.get('message')}" if error else ""
     text = f"{result.get('model_name')}:{result.get('version')}"
-    metrics = result.get("metrics")
-    if isinstance(metrics, Mapping):
+    if metrics := part(result, "metrics"):
         text += f" · mAP {metrics.get('map', 0):.3f} · mAP@.5 {metrics.get('map_50', 0):.3f} ({metrics.get('on')})"
     return text
 
@@ -111,9 +115,9 @@ def why_waiting(
         return f"retry at {iso(not_before)} after {document.get('failures')} faults"
     if not workers:
         return "no worker is alive"
-    params = document.get("param_request") or {}
-    kind, number = params.get("device_type"), params.get("device_num") or 0
-    if all((worker.get("devices") or {}).get(kind, 0) < number for worker in workers):
+    params = part(document, "param_request")
+    kind, number = str(params.get("device_type")), params.get("device_num", 0)
+    if all(part(worker, "devices").get(kind, 0) < number for worker in workers):
         return f"needs {number} {kind}; no live worker has them"
     position = next((place for place, other in enumerate(queue, 1) if other["_id"] == document["_id"]), None)
     return f"position {position} of {len(queue)} in the queue" if position else "in the queue"
@@ -121,8 +125,9 @@ def why_waiting(
 
 def queue_of(tasks: Iterable[Document]) -> list[Document]:
     """The PENDING ones of `tasks`, best first, as workers claim them."""
-    pending = [task for task in tasks if state(task) == "PENDING"]
-    return sorted(pending, key=lambda task: (-task.get("priority", 0), task.get("create_time") or datetime.now(UTC)))
+    return sorted(
+        (task for task in tasks if state(task) == "PENDING"), key=lambda task: (-task["priority"], task["create_time"])
+    )
 
 
 def duration(seconds: float) -> str:
@@ -166,8 +171,7 @@ def tasks_table(tasks: Sequence[Document], queue: Sequence[Document], workers: S
     now = datetime.now(UTC)
     rows = []
     for task in tasks:
-        params = task.get("param_request")
-        model = params.get("model_name", "") if isinstance(params, Mapping) else ""
+        model = part(task, "param_request").get("model_name", "")
         waiting = why_waiting(task, queue, workers, now)
         about = waiting or (progress_text(task) if state(task) == "RUNNING" else outcome_text(task))
         kind, when = task.get("task_type", ""), age(task.get("create_time"), now)
@@ -191,9 +195,7 @@ def task_table(task: Document, queue: Sequence[Document], workers: Sequence[Docu
     line("waits", why_waiting(task, queue, workers, datetime.now(UTC)))
     line("progress", progress_text(task))
     line("outcome", outcome_text(task))
-    error = task.get("error")
-    if isinstance(error, Mapping):
-        line("field", error.get("field"))
+    line("field", part(task, "error").get("field"))
     line("error_code", task.get("error_code"))
     line("attempt", task.get("attempt"))
     line("owner", task.get("owner"))
@@ -204,19 +206,18 @@ def task_table(task: Document, queue: Sequence[Document], workers: Sequence[Docu
         line(name, iso(time) if isinstance(time, datetime) else time)
     params = task.get("param_request")
     line("parameters", json_text(params) if params else None)
-    result = task.get("result")
-    if isinstance(result, Mapping):
+    if result := part(task, "result"):
         for name in ("device", "seconds", "initial_weights", "resumed_from_iteration", "images_per_second"):
-            line(name, result.get(name))
-        images = result.get("images") or {}
+            value = result.get(name)
+            line(name, round(value, 2) if isinstance(value, float) else value)
+        images = part(result, "images")
         line("images", f"{images.get('used')} used, {images.get('skipped')} skipped")
         for note in result.get("notes") or ():
             line("note", note)
-        line("reports", ", ".join(result.get("reports") or {}))
-    for change in task.get("history") or ():
-        at = change.get("at")
+        line("reports", ", ".join(part(result, "reports")))
+    for change in task["history"] if state(task) != "NEW" else ():
         what = " ".join(f"{key}={value}" for key, value in change.items() if key not in ("at", "status"))
-        line("history", f"{iso(at) if isinstance(at, datetime) else at} {change.get('status')} {what}")
+        line("history", f"{iso(change['at'])} {change['status']} {what}")
     return made
 
 
@@ -237,9 +238,9 @@ def classes_table(metrics: Mapping[str, Any]) -> Table:
 def log_text(line: str) -> str:
     """A stored log line (JSON) as a person reads it; a line that was cut off as it is."""
     try:
-        event = json.loads(line)
+        event: dict[str, Any] = dict(json.loads(line))
         time, level, what = (str(event.pop(key, "")) for key in ("timestamp", "level", "event"))
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError):
         return printable(line)
     rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in ("task_id", "owner"))
     return printable(f"{time} {level:7} {what} {rest}".rstrip())
