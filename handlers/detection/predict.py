@@ -1,0 +1,327 @@
+"""A registered ONNX model, run by onnxruntime; and a test of it on the images of a job."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import orjson
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from handlers.detection.boxes import Boxes, Detections, Image
+from handlers.detection.data import (
+    ImageError,
+    Sample,
+    fit,
+    image_paths,
+    images_used,
+    load_samples,
+    read_message,
+    read_sample,
+)
+from handlers.detection.errors import DataError, OutOfMemory, StoppedEarly
+from handlers.detection.evaluate import evaluate, measurable, xywh
+from handlers.detection.job import Event, Job, Note, Progress, Started, Tested, TestedModel
+from handlers.detection.plots import SHEET_SAMPLES, sample_sheet
+from schemas.message import RequestMessage
+from schemas.result import Metrics, SkippedImage
+
+#: Most images in one run of the network, whatever `batch_size` says: more is no faster, and takes memory.
+MAX_BATCH = 64
+#: Seconds between two reports of progress.
+_PROGRESS_INTERVAL = 0.5
+#: What a model must be like: name, type and rank of each.
+_INPUT = {"images": ("tensor(uint8)", 4)}
+_OUTPUTS = {"boxes": ("tensor(float)", 3), "scores": ("tensor(float)", 2), "class_ids": ("tensor(int64)", 2)}
+#: What onnxruntime raises for a file that it cannot load; they have no base of their own.
+_LOAD_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+_ERROR_SEVERITY, _FATAL_SEVERITY = 3, 4
+
+
+class OnnxDetector:
+    """A model as `handlers.detection.export` writes it, on one device.
+
+    The graph takes `images`, uint8 [N, S, S, 3] RGB, and gives `boxes` float32 [N, D, 4] (corners, fractions of the
+    image), `scores` [N, D] descending, and `class_ids` int64 [N, D] from 1, where 0 fills up.
+    """
+
+    def __init__(self, onnx: Path, class_names: Sequence[str], input_size: int, device: str) -> None:
+        """`device` is a torch name, `cpu` or `cuda:0`.
+
+        Raises DataError for a file that is no such model, and RuntimeError where `device` is not what would run.
+        """
+        self.class_names = tuple(class_names)
+        self.input_size = input_size
+        self._session = _session(onnx, device)
+        #: What really runs.
+        self.device = device if device != "cuda" else "cuda:0"
+        self._check(onnx)
+
+    def _check(self, onnx: Path) -> None:
+        found_inputs = {value.name: (value.type, len(value.shape)) for value in self._session.get_inputs()}
+        found_outputs = {value.name: (value.type, len(value.shape)) for value in self._session.get_outputs()}
+        if found_inputs != _INPUT or found_outputs != _OUTPUTS:
+            raise DataError(
+                f"{onnx.name} takes {found_inputs} and gives {found_outputs}; expected {_INPUT} and {_OUTPUTS}",
+                "model_name",
+            )
+        side = self._session.get_inputs()[0].shape[1]
+        if isinstance(side, int) and side != self.input_size:
+            raise DataError(
+                f"{onnx.name} takes images of {side} pixels; registered are {self.input_size}", "model_name"
+            )
+
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        """What is in `images` (uint8 [height, width, 3] RGB, of any size), in pixels of each. Raises OutOfMemory."""
+        if not images:
+            return []
+        stretched = np.stack([fit(image, self.input_size) for image in images])
+        return self.detect_stretched(stretched, [(image.shape[1], image.shape[0]) for image in images])
+
+    def detect_stretched(self, images: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """The same for `images` [N, S, S, 3] that are at input size already; `sizes` are their own (width, height)."""
+        try:
+            boxes, scores, class_ids = self._session.run(list(_OUTPUTS), {"images": images})
+        except (ort_errors.Fail, ort_errors.RuntimeException) as error:
+            if "Failed to allocate memory" in str(error) or "out of memory" in str(error):
+                raise OutOfMemory(f"{self.device} has too little memory for {len(images)} images at once") from None
+            raise
+        if class_ids.max(initial=0) > len(self.class_names):
+            raise DataError(
+                f"the model found class {class_ids.max()}; registered are {len(self.class_names)} classes", "model_name"
+            )
+        found = []
+        for row, (width, height) in enumerate(sizes):
+            # Everything that the graph gives is kept, so that a test measures what the training measured. Its floor
+            # (0.01) is low enough to change an average precision in the fourth decimal at most.
+            kept = class_ids[row] > 0
+            corners = boxes[row][kept] * np.array([width, height, width, height], np.float32)
+            found.append(Detections(corners, class_ids[row][kept], scores[row][kept]))
+        return found
+
+
+def _session(onnx: Path, device: str) -> Any:
+    # Its warnings speak to whoever builds onnxruntime. On the way to CUDA even its errors are repeated below.
+    onnxruntime.set_default_logger_severity(_FATAL_SEVERITY)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERROR_SEVERITY
+    options.intra_op_num_threads = available_cores()
+    providers: list[Any] = ["CPUExecutionProvider"]
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        # torch's wheels bring CUDA and cuDNN; without this onnxruntime would look for the system's.
+        onnxruntime.preload_dlls()
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(index or 0)}))
+    try:
+        session = onnxruntime.InferenceSession(onnx, options, providers=providers)
+    except _LOAD_ERRORS as error:
+        raise DataError(f"{onnx.name} is not a model that can be loaded: {error}", "model_name") from None
+    if kind == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        # It would go on on the CPU without a word.
+        raise RuntimeError(f"onnxruntime cannot use {device}; it has {', '.join(session.get_providers())}")
+    return session
+
+
+def available_cores() -> int:
+    """The CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], bool]) -> Tested:
+    """Run the model of `job` on every image of its message; measure it if there are labels.
+
+    Emits Started and Progress. Raises DataError where the message, the model or every image is unusable, OutOfMemory,
+    and StoppedEarly soon after `stopping()` has turned true.
+    """
+    if job.model is None:
+        raise DataError("the job names no model to test", "model_name")
+    message = read_message(job.message)
+    samples, skipped = load_samples(message, image_paths(job.images))
+    detector = OnnxDetector(job.model.onnx, job.model.class_names, job.model.input_size, job.devices[0])
+    if len(job.devices) > 1:
+        emit(Note(message=f"a test runs on one device; {detector.device} was used"))
+    emit(Started(device=detector.device))
+    run = _run(detector, samples, _batch_size(job), job.out / "detections.jsonl", emit, stopping)
+    skipped.extend(run.skipped)
+    if not run.detections:
+        example = f", e.g. image {skipped[0].img_id}: {skipped[0].reason}" if skipped else ""
+        raise DataError(f"none of {len(message.image_info)} images can be used{example}", "img_mongodb_ids")
+    truths, metrics = _measure(message, job.model, run)
+    sheet = job.out / "samples.png"
+    used = [sample for sample in samples if sample.id in run.detections]
+    sample_sheet(_examples(used, truths, run.detections), job.model.class_names, sheet)
+    return Tested(
+        detections=job.out / "detections.jsonl",
+        detection_count=sum(map(len, run.detections.values())),
+        images_per_second=run.images_per_second,
+        device=detector.device,
+        metrics=metrics,
+        images=images_used(len(used), skipped),
+        reports={sheet.name: sheet},
+    )
+
+
+def _batch_size(job: Job) -> int:
+    wanted = int(str(job.params.get("batch_size", MAX_BATCH)))
+    return min(wanted, MAX_BATCH, job.batch_size_limit or MAX_BATCH)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What came out for each image, by its id in the message."""
+
+    detections: dict[int, Detections]
+    #: As labelled, with the class ids of the data, inside the image.
+    labels: dict[int, Boxes]
+    skipped: list[SkippedImage]
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """An image at input size. The image itself is let go of in the thread that read it: it may be large."""
+
+    sample: Sample
+    stretched: Image
+    size: tuple[int, int]
+    boxes: Boxes
+
+
+def _load(sample: Sample, input_size: int) -> _Loaded | SkippedImage:
+    try:
+        image, boxes = read_sample(sample)
+    except ImageError as error:
+        return SkippedImage(img_id=sample.mongodb_id, reason=str(error))
+    return _Loaded(sample, fit(image, input_size), (image.shape[1], image.shape[0]), boxes)
+
+
+def _run(
+    detector: OnnxDetector,
+    samples: Sequence[Sample],
+    batch_size: int,
+    out: Path,
+    emit: Callable[[Event], None],
+    stopping: Callable[[], bool],
+) -> _Run:
+    run = _Run({}, {}, [], 0.0)
+    begin = reported = time.monotonic()
+    done = 0
+
+    def report(now: float) -> None:
+        rate = done / max(now - begin, 1e-9)
+        emit(
+            Progress(
+                iteration=done,
+                max_num_iters=len(samples),
+                images_per_second=rate,
+                eta_seconds=(len(samples) - done) / rate if rate else 0.0,
+            )
+        )
+
+    with out.open("wb") as lines:
+        for batch in _batches(_prefetched(samples, detector.input_size, 2 * batch_size), batch_size):
+            if stopping():
+                raise StoppedEarly(done)
+            loaded = [image for image in batch if isinstance(image, _Loaded)]
+            run.skipped.extend(image for image in batch if isinstance(image, SkippedImage))
+            if loaded:
+                stretched = np.stack([image.stretched for image in loaded])
+                found = detector.detect_stretched(stretched, [image.size for image in loaded])
+                for image, detections in zip(loaded, found, strict=True):
+                    run.detections[image.sample.id] = detections
+                    run.labels[image.sample.id] = image.boxes
+                    lines.write(_line(image.sample.id, detections, detector.class_names))
+            done += len(batch)
+            now = time.monotonic()
+            if now - reported >= _PROGRESS_INTERVAL or done == len(samples):
+                report(now)
+                reported = now
+    seconds = max(time.monotonic() - begin, 1e-9)
+    return _Run(run.detections, run.labels, run.skipped, len(run.detections) / seconds)
+
+
+def _prefetched(samples: Sequence[Sample], input_size: int, ahead: int) -> Iterator[_Loaded | SkippedImage]:
+    """`samples`, read by threads: in order, at most `ahead` of them waiting."""
+    with ThreadPoolExecutor(min(available_cores(), 16)) as pool:
+        waiting: deque[Future[_Loaded | SkippedImage]] = deque()
+        try:
+            for sample in samples:
+                waiting.append(pool.submit(_load, sample, input_size))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _batches(images: Iterator[_Loaded | SkippedImage], batch_size: int) -> Iterator[list[_Loaded | SkippedImage]]:
+    batch: list[_Loaded | SkippedImage] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _line(image_id: int, detections: Detections, class_names: Sequence[str]) -> bytes:
+    # Unrounded, so that the metrics can be computed again from what is stored.
+    rows = [
+        {"class_id": class_id, "class_name": class_names[class_id - 1], "score": score, "bbox": box}
+        for class_id, score, box in zip(
+            detections.class_ids.tolist(), detections.scores.tolist(), xywh(detections.xyxy), strict=True
+        )
+    ]
+    return orjson.dumps({"image_id": image_id, "detections": rows}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _measure(message: RequestMessage, model: TestedModel, run: _Run) -> tuple[dict[int, Boxes], Metrics | None]:
+    """The labels with the model's class ids, and the metrics; None where nothing is labelled that the model knows.
+
+    Classes are matched by name; boxes of classes that the model does not know are left out.
+    """
+    known = {name: index + 1 for index, name in enumerate(model.class_names)}
+    # Position 0 belongs to no class.
+    renumbered = np.array([0] + [known.get(row.name, 0) for row in message.class_info], np.int64)
+    truths = {}
+    for image_id, labels in run.labels.items():
+        class_ids = renumbered[labels.class_ids]
+        truths[image_id] = Boxes(labels.xyxy, class_ids, labels.crowd).select(class_ids > 0)
+    if not measurable(truths.values()):
+        return truths, None
+    on = message.dataset_info.split or "test"
+    metrics = evaluate(list(truths), truths, run.detections, model.class_names, on)
+    in_data = {row.name for row in message.class_info}
+    return truths, metrics.model_copy(
+        update={
+            "classes_not_in_model": tuple(row.name for row in message.class_info if row.name not in known),
+            "classes_not_in_data": tuple(name for name in model.class_names if name not in in_data),
+        }
+    )
+
+
+def _examples(
+    used: Sequence[Sample], truths: dict[int, Boxes], detections: dict[int, Detections]
+) -> list[tuple[Image, Boxes, Detections]]:
+    """Images evenly spread over those used; read again, since keeping them would have kept them all."""
+    count = min(SHEET_SAMPLES, len(used))
+    chosen = [used[index * len(used) // count] for index in range(count)]
+    return [(read_sample(sample)[0], truths[sample.id], detections[sample.id]) for sample in chosen]
