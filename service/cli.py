@@ -63,6 +63,8 @@ def _explained(error: BaseException) -> str | None:
         return _masked(f"{name} is {str(first['input'])[:200]!r}; {expected}")
     if isinstance(error, StartupError | DatasetError | EmbeddedMongoError):
         return _masked(str(error))
+    if isinstance(error, OSError) and error.filename is not None:
+        return str(error)  # a folder that cannot be written, say
     return None
 
 

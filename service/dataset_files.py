@@ -101,18 +101,19 @@ def _coco_entries(
     seen: set[str] = set()
     for image in images:
         try:
-            name, image_id = image["file_name"], image["id"]
+            name, annotations = image["file_name"], by_image.get(image["id"], [])
             problem = _name_problem(name, seen)
         except (KeyError, TypeError):
-            name, image_id, problem = str(image)[:100], None, "expected an image with id and file_name"
+            name, annotations, problem = str(image)[:100], [], "expected an image with id and file_name"
         if problem:
             yield Bad(str(name), problem)
             continue
         labels, bad = [], []
-        for annotation in by_image.get(image_id, ()):
-            class_name = classes.get(annotation.get("category_id"))
+        for annotation in annotations:
+            category = annotation.get("category_id")
+            class_name = classes.get(category) if isinstance(category, int | str) else None
             if class_name is None:
-                bad.append(f"category {annotation.get('category_id')!r} is not in categories")
+                bad.append(f"category {category!r} is not in categories"[:100])
             elif (box := box_of(annotation.get("bbox"))) is None:
                 bad.append(f"bbox is {annotation.get('bbox')!r}"[:100])
             else:

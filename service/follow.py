@@ -65,11 +65,15 @@ def task_reporter(console: Console, *, quiet: bool = False) -> Iterator[OnDocume
                 if key not in rows:
                     rows[key] = bar.add_task("", total=None, detail="")
                 progress = part(document, "progress")
+                total = progress.get("max_num_iters") if progress.get("iteration") else None
+                if state(document) == "SUCCEEDED":
+                    total = total or 1
                 bar.update(
                     rows[key],
                     description=printable(f"{document.get('task_type')} {state(document)}"),
-                    completed=progress.get("iteration", 0),
-                    total=progress.get("max_num_iters"),
+                    # The last progress of a task that succeeded may be older than its end.
+                    completed=total if state(document) == "SUCCEEDED" else progress.get("iteration", 0),
+                    total=total,
                     detail=printable(progress_text(document)),
                 )
 

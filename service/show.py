@@ -73,10 +73,13 @@ def part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def progress_text(document: Document) -> str:
-    """`120/300 · loss 2.31 · 25.0 img/s · 0:00:48 left`, as far as it is known."""
+    """`120/300 · loss 2.310 · 25.0 img/s · 0:00:48 left`, as far as it is known, of a task that has not ended."""
+    if state(document) not in ("RUNNING", "PENDING"):
+        return ""
     progress = part(document, "progress")
     done, total = progress.get("iteration"), progress.get("max_num_iters")
-    if done is None:
+    # Before its first word a test has the total of a training; an iteration of a test is an image.
+    if not done:
         return ""
     parts = [f"{done}/{total}" if total else f"{done}"]
     if isinstance(progress.get("loss"), int | float):

@@ -177,6 +177,8 @@ def test_data_sets(dltask: Dltask, tmp_path: Path) -> None:
     assert dltask(*bring_in)[0] == 0
     assert "val 1" in dltask("dataset", "list")[1]
     assert json.loads(dltask("dataset", "list", "--json")[1]) == [{"dataset": "toy", "images": 1, "splits": {"val": 1}}]
+    code, _, err = dltask("dataset", "export", "--format", "coco", "toy", annotations)
+    assert (code, err.startswith("dltask: ")) == (2, True)
     code, out, _ = dltask("dataset", "export", "--format", "coco", "toy", tmp_path / "out")
     assert (code, out) == (0, "toy: exported 1 images, 1 labels (val 1)\n")
     assert (tmp_path / "out" / "images" / "x.png").exists()

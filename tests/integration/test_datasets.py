@@ -151,13 +151,15 @@ async def test_bad_images_are_named_and_the_rest_comes_in(store: Store, db: Db, 
     document = json.loads(path.read_text())
     escapes = ["../../secret.png", str(tmp_path / "secret.png"), "a/../../../secret.png", "", "..", 5, "good.png"]
     document["images"] += [{"id": 100 + n, "file_name": name} for n, name in enumerate(escapes)]
+    document["images"] += ["no image", {"id": [1], "file_name": "x.png"}]
     document["annotations"] += [
         {"id": 200, "image_id": 0, "category_id": 7, "bbox": [1, 2, 3]},
         {"id": 201, "image_id": 0, "category_id": 99, "bbox": [1, 2, 3, 4]},
+        {"id": 202, "image_id": 0, "category_id": [7], "bbox": [1, 2, 3, 4]},
     ]
     path.write_text(json.dumps(document))
     summary = await bring_in(store, open_source("coco", tmp_path / "d", None, None))
-    assert (summary.images, summary.labels, summary.failed_images, summary.failed_labels) == (1, 1, 9, 2)
+    assert (summary.images, summary.labels, summary.failed_images, summary.failed_labels) == (1, 1, 11, 3)
     assert [image["file_name"] for image in db.IMG_INFO.find()] == ["good.png"]
     told = "\n".join(summary.problems)
     for part in ("text.png", "No such file", "inside the folder", "listed twice", "[1, 2, 3]", "category 99"):
