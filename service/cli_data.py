@@ -16,7 +16,9 @@ models = typer.Typer(help="List and export the registered models.", invoke_witho
 @models.callback()
 def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     """Every version of every registered model."""
-    from service.show import iso, table
+    from datetime import UTC, datetime
+
+    from service.show import age, table
 
     if context.invoked_subcommand is not None:
         return
@@ -24,6 +26,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
+    now = datetime.now(UTC)
     rows = [
         [
             model["model_name"],
@@ -33,11 +36,11 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
             f"{metrics['map']:.3f}" if (metrics := model.get("metrics")) else "",
             f"{metrics['map_50']:.3f} ({metrics['on']})" if metrics else "",
             str(model.get("task_id", "")),
-            iso(model["create_time"]) if model.get("create_time") else "",
+            age(model.get("create_time"), now),
         ]
         for model in found
     ]
-    columns = ("MODEL", "VERSION", "NET", "CLASSES", "mAP", "mAP@.5", "TASK", "CREATED")
+    columns = ("MODEL", "VERSION", "NET", "CLASSES", "mAP", "mAP@.5", "TASK", "AGE")
     out().print(table(columns, rows) if rows else "no models; a training registers one")
 
 

@@ -162,8 +162,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        # A header and its cells stay readable on a narrow terminal: text folds, it is never cut off.
-        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        # On a narrow terminal long texts fold; numbers and names stay whole, so that they can be copied.
+        short = all(len(printable(row[index])) <= 20 for row in rows)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=short)
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
     return made
