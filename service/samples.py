@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,7 +39,8 @@ def make_samples(folder: Path, counts: Mapping[str, int] = COUNTS, seed: int = 0
     """
     (folder / "images").mkdir()
     classes = list(_DEFECTS)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     names: dict[str, list[str]] = {split: [] for split in counts}
     number = 0
     for split, count in counts.items():
@@ -114,7 +116,7 @@ def _noise(rng: Generator, height: int, width: int) -> Field:
     return rng.standard_normal((height, width), np.float32)
 
 
-def _unit(field: Field) -> Field:
+def _unit(field: NDArray[Any]) -> Field:
     return np.asarray(field / max(float(field.std()), 1e-6), np.float32)
 
 
@@ -124,7 +126,7 @@ def _surface(rng: Generator, height: int, width: int) -> Field:
     kind = rng.integers(3)
     if kind == 0:
         brushed = _unit(cv2.blur(noise, (int(rng.integers(41, 91)), 1)))
-        texture = 7 * brushed + 3 * _unit(cv2.blur(noise, (9, 1)))
+        texture: Field = 7 * brushed + 3 * _unit(cv2.blur(noise, (9, 1)))
         colour = np.array((150, 148, 145)) + rng.normal(0, 3, 3)
     elif kind == 1:
         coarse = _unit(cv2.resize(_noise(rng, height // 8, width // 8), (width, height), interpolation=cv2.INTER_CUBIC))
@@ -173,7 +175,8 @@ def _draw_scratch(rng: Generator, surface: Field, mask: Field, light: float) -> 
     """A bright groove with a dark edge on the side away from the light."""
     shadow = _shifted(mask, -1.5 * math.cos(light), -1.5 * math.sin(light))
     strength = rng.uniform(45, 80)
-    return surface + (strength * mask - 0.6 * strength * np.clip(shadow - mask, 0, 1))[..., None]
+    edge = 0.6 * np.clip(shadow - mask, 0, 1)
+    return np.asarray(surface + strength * (mask - edge)[..., None], np.float32)
 
 
 def _pit_mask(rng: Generator, height: int, width: int) -> Field:
@@ -192,7 +195,8 @@ def _draw_pit(rng: Generator, surface: Field, mask: Field, light: float) -> Fiel
     """Dark, with the wall towards the light in shadow and the wall opposite lit."""
     x, y = 3 * math.cos(light), 3 * math.sin(light)
     relief = _shifted(mask, x, y) - _shifted(mask, -x, -y)
-    return surface - (rng.uniform(40, 70) * mask + rng.uniform(25, 40) * relief * mask)[..., None]
+    depth = rng.uniform(40, 70) * mask + rng.uniform(25, 40) * relief * mask
+    return np.asarray(surface - depth[..., None], np.float32)
 
 
 def _stain_mask(rng: Generator, height: int, width: int) -> Field:

@@ -35,6 +35,7 @@ _CLASSES_IN_LEGEND = 15
 #: A detection finds a labelled object of its class that it overlaps by this IoU.
 _FOUND_IOU = 0.5
 _TRUTH = "white"
+_DASHES = (0, (4, 3))
 #: Okabe and Ito's colours without black, which tell apart for the colour-blind too; beyond them, a rainbow.
 _COLOURS = ("#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#009e73")
 
@@ -118,12 +119,20 @@ def sample_sheet(samples: Sequence[tuple[Image, Boxes, Detections]], class_names
     rows = [scaled[start : start + columns] for start in range(0, len(scaled), columns)]
     row_heights = [max(image.shape[0] for image in row) + _CAPTION + _GAP for row in rows]
     width = max(columns, 2) * (_CELL + _GAP) + _GAP
-    legend_height, handles = _legend(samples, class_names)
+    entries = _legend_entries(samples, class_names)
+    legend_columns = _legend_columns([text for _, text in entries])
+    legend_height = 20 + 24 * math.ceil(len(entries) / legend_columns)
     height = legend_height + sum(row_heights) + _GAP
 
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     canvas: Any = FigureCanvasAgg(figure)
-    figure.legend(handles=handles, loc="upper center", ncols=_legend_columns(handles), frameon=False, fontsize=11)
+    legend = figure.legend(
+        [handle for handle, _ in entries], [""] * len(entries), loc="upper center", ncols=legend_columns, frameon=False
+    )
+    for label, (_, text) in zip(legend.get_texts(), entries, strict=True):
+        # Not as labels above, where a name in dollar signs would be a formula, and one with "_" in front be left out.
+        label.set(text=text, parse_math=False, fontsize=11)
+    labelled = any(len(truths) for _, truths, _ in samples)
     for index, (_, truths, detections) in enumerate(samples):
         row, column = divmod(index, columns)
         picture = scaled[index]
@@ -133,8 +142,14 @@ def sample_sheet(samples: Sequence[tuple[Image, Boxes, Detections]], class_names
             (left / width, 1 - (top + picture.shape[0]) / height, picture.shape[1] / width, picture.shape[0] / height)
         )
         zoom = picture.shape[1] / samples[index][0].shape[1]
-        _draw_sample(
-            axes, canvas.get_renderer(), picture, truths.moved(truths.xyxy * zoom), detections, zoom, class_names
+        truths, shown = truths.moved(truths.xyxy * zoom), _shown(detections, zoom)
+        missed = _missed(truths, shown)
+        _draw_boxes(axes, canvas.get_renderer(), picture, truths, shown, missed, class_names)
+        counts = f"{len(shown)} detected"
+        if labelled:
+            counts = f"{len(truths)} labelled, {counts}, {len(missed)} missed"
+        axes.text(
+            picture.shape[1] / 2, picture.shape[0] + 4, counts, fontsize=9.5, color="#444444", va="top", ha="center"
         )
     _save(figure, path)
 
@@ -146,38 +161,38 @@ def _scaled(image: Image) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC), np.uint8)
 
 
-def _draw_sample(
+def _shown(detections: Detections, zoom: float) -> Detections:
+    rows = detections.scores >= SHOWN_SCORE
+    return Detections(detections.xyxy[rows] * np.float32(zoom), detections.class_ids[rows], detections.scores[rows])
+
+
+def _draw_boxes(
     axes: Axes,
     renderer: Any,
     picture: Image,
     truths: Boxes,
-    detections: Detections,
-    zoom: float,
+    shown: Detections,
+    missed: list[int],
     class_names: Sequence[str],
 ) -> None:
     height, width = picture.shape[:2]
     axes.imshow(picture, extent=(0, width, height, 0), interpolation="none")
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
-    shown = detections.scores >= SHOWN_SCORE
-    boxes, class_ids, scores = detections.xyxy[shown] * zoom, detections.class_ids[shown], detections.scores[shown]
-    missed = _missed(truths, boxes, class_ids)
-    dense = len(boxes) + len(missed) > _DENSE
+    dense = len(shown) + len(missed) > _DENSE
     labels: list[tuple[Any, str, str]] = []
-    for box, class_id, score in zip(boxes, class_ids.tolist(), scores.tolist(), strict=True):
+    for box, class_id, score in zip(shown.xyxy, shown.class_ids.tolist(), shown.scores.tolist(), strict=True):
         colour = _colour(class_id)
         _outline(axes, box, edgecolor=colour, linewidth=1.4 if dense else 2)
-        name = drawable(class_names[class_id - 1], f"class {class_id}")
         text = f"{score:.2f}"
-        labels.append((box, text.removeprefix("0") if dense else f"{name} {text}", colour))
+        text = text.removeprefix("0") if dense else f"{_name(class_names, class_id)} {text}"
+        labels.append((box, text, colour))
     for box in truths.xyxy:
         # A dark line below, so that the dashes show on bright ground.
         _outline(axes, box, edgecolor="black", linewidth=2, alpha=0.5)
-        _outline(axes, box, edgecolor=_TRUTH, linewidth=1.2, linestyle=(0, (4, 3)))
+        _outline(axes, box, edgecolor=_TRUTH, linewidth=1.2, linestyle=_DASHES)
     for index in missed:
-        class_id = int(truths.class_ids[index])
-        name = drawable(class_names[class_id - 1], f"class {class_id}")
-        labels.append((truths.xyxy[index], f"missed {name}", _TRUTH))
+        labels.append((truths.xyxy[index], f"missed {_name(class_names, int(truths.class_ids[index]))}", _TRUTH))
     taken: list[Area] = []
     for box, text, colour in labels:
         style: dict[str, Any] = {"fontsize": 6.5 if dense else 9, "parse_math": False, "va": "top", "ha": "left"}
@@ -189,10 +204,6 @@ def _draw_sample(
         axes.add_patch(Rectangle((area[0], area[1]), area[2] - area[0], area[3] - area[1], color=colour, linewidth=0))
         label.set_position((area[0] + 2, area[1] + 1.5))
         label.set_zorder(5)
-    counts = f"{len(boxes)} detected"
-    if len(truths):
-        counts = f"{len(truths)} labelled, {counts}, {len(missed)} missed"
-    axes.text(width / 2, height + 4, counts, fontsize=9.5, color="#444444", va="top", ha="center")
 
 
 def _outline(axes: Axes, box: Any, **style: Any) -> None:
@@ -200,12 +211,12 @@ def _outline(axes: Axes, box: Any, **style: Any) -> None:
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, clip_on=True, **style))
 
 
-def _missed(truths: Boxes, boxes: Any, class_ids: Any) -> list[int]:
-    """The rows of `truths`, crowds apart, that no box of their class overlaps enough."""
+def _missed(truths: Boxes, shown: Detections) -> list[int]:
+    """The rows of `truths`, crowds apart, that no detection of their class overlaps enough."""
     missed = []
     for index in np.flatnonzero(~truths.crowd):
         truth = truths.xyxy[index]
-        same = boxes[class_ids == truths.class_ids[index]]
+        same = shown.xyxy[shown.class_ids == truths.class_ids[index]]
         sides = np.minimum(same[:, 2:], truth[2:]) - np.maximum(same[:, :2], truth[:2])
         common = sides.clip(min=0).prod(axis=1)
         union = (same[:, 2:] - same[:, :2]).prod(axis=1) + (truth[2:] - truth[:2]).prod() - common
@@ -214,8 +225,10 @@ def _missed(truths: Boxes, boxes: Any, class_ids: Any) -> list[int]:
     return missed
 
 
-def _legend(samples: Sequence[tuple[Image, Boxes, Detections]], class_names: Sequence[str]) -> tuple[int, list[Any]]:
-    """(pixels it takes, its entries): the classes on the sheet, and what the lines mean."""
+def _legend_entries(
+    samples: Sequence[tuple[Image, Boxes, Detections]], class_names: Sequence[str]
+) -> list[tuple[Any, str]]:
+    """The classes on the sheet, and what the lines mean."""
     on_sheet = sorted(
         {
             int(class_id)
@@ -223,23 +236,25 @@ def _legend(samples: Sequence[tuple[Image, Boxes, Detections]], class_names: Seq
             for class_id in (*truths.class_ids, *detections.class_ids[detections.scores >= SHOWN_SCORE])
         }
     )
-    handles: list[Any] = [
-        Patch(color=_colour(class_id), label=drawable(class_names[class_id - 1], f"class {class_id}"))
-        for class_id in on_sheet[:_CLASSES_IN_LEGEND]
+    entries: list[tuple[Any, str]] = [
+        (Patch(color=_colour(class_id)), _name(class_names, class_id)) for class_id in on_sheet[:_CLASSES_IN_LEGEND]
     ]
     if len(on_sheet) > _CLASSES_IN_LEGEND:
-        handles.append(Patch(alpha=0, label=f"and {len(on_sheet) - _CLASSES_IN_LEGEND} more classes"))
-    handles.append(Line2D([], [], color="#666666", linewidth=2, label=f"detected, score ≥ {SHOWN_SCORE:g}"))
+        entries.append((Patch(alpha=0), f"and {len(on_sheet) - _CLASSES_IN_LEGEND} more classes"))
+    entries.append((Line2D([], [], color="#666666", linewidth=2), f"detected, score ≥ {SHOWN_SCORE:g}"))
     if any(len(truths) for _, truths, _ in samples):
-        handles.append(Line2D([], [], color="black", linewidth=1.2, linestyle=(0, (4, 3)), label="labelled (white)"))
-    lines = math.ceil(len(handles) / _legend_columns(handles))
-    return 20 + 24 * lines, handles
+        entries.append((Line2D([], [], color="black", linewidth=1.2, linestyle=_DASHES), "labelled (white)"))
+    return entries
 
 
-def _legend_columns(handles: Sequence[Any]) -> int:
-    widths = [60 + 8 * len(str(handle.get_label())) for handle in handles]
+def _legend_columns(texts: Sequence[str]) -> int:
+    widths = [60 + 8 * len(text) for text in texts]
     room = 2 * _CELL
-    return len(handles) if sum(widths) <= room else max(1, room // max(widths))
+    return len(texts) if sum(widths) <= room else max(1, room // max(widths))
+
+
+def _name(class_names: Sequence[str], class_id: int) -> str:
+    return drawable(class_names[class_id - 1], f"class {class_id}")
 
 
 def _colour(class_id: int) -> str:

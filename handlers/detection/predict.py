@@ -26,6 +26,7 @@ from handlers.detection.data import (
     read_message,
     read_sample,
 )
+from handlers.detection.devices import reader_threads
 from handlers.detection.errors import DataError, OutOfMemory, StoppedEarly
 from handlers.detection.evaluate import evaluate, measurable, xywh
 from handlers.detection.job import Event, Job, Note, Progress, Started, Tested, TestedModel
@@ -69,7 +70,7 @@ class OnnxDetector:
         self.input_size = input_size
         self._session = _session(onnx, device)
         #: What really runs.
-        self.device = device if device != "cuda" else "cuda:0"
+        self.device = device
         self._check(onnx)
 
     def _check(self, onnx: Path) -> None:
@@ -120,13 +121,13 @@ def _session(onnx: Path, device: str) -> Any:
     onnxruntime.set_default_logger_severity(_FATAL_SEVERITY)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERROR_SEVERITY
-    options.intra_op_num_threads = available_cores()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
     providers: list[Any] = ["CPUExecutionProvider"]
     kind, _, index = device.partition(":")
     if kind == "cuda":
         # torch's wheels bring CUDA and cuDNN; without this onnxruntime would look for the system's.
         onnxruntime.preload_dlls()
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(index or 0)}))
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(index)}))
     try:
         session = onnxruntime.InferenceSession(onnx, options, providers=providers)
     except _LOAD_ERRORS as error:
@@ -135,11 +136,6 @@ def _session(onnx: Path, device: str) -> Any:
         # It would go on on the CPU without a word.
         raise RuntimeError(f"onnxruntime cannot use {device}; it has {', '.join(session.get_providers())}")
     return session
-
-
-def available_cores() -> int:
-    """The CPU cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], bool]) -> Tested:
@@ -257,7 +253,7 @@ def _run(
 
 def _prefetched(samples: Sequence[Sample], input_size: int, ahead: int) -> Iterator[_Loaded | SkippedImage]:
     """`samples`, read by threads: in order, at most `ahead` of them waiting."""
-    with ThreadPoolExecutor(min(available_cores(), 16)) as pool:
+    with ThreadPoolExecutor(reader_threads(1)) as pool:
         waiting: deque[Future[_Loaded | SkippedImage]] = deque()
         try:
             for sample in samples:
