@@ -17,16 +17,9 @@ import numpy as np  # noqa: E402
 from pydantic import BaseModel, ConfigDict, ValidationError  # noqa: E402
 
 from handlers.detection.boxes import Boxes, Image, make_boxes  # noqa: E402
+from handlers.detection.errors import DataError  # noqa: E402
 from schemas.message import InstanceInfo, RequestMessage, Split, choose_validation  # noqa: E402
 from schemas.result import MAX_EXAMPLES, ImagesUsed, SkippedImage  # noqa: E402
-
-
-class DataError(Exception):
-    """The data cannot be used: the message says which field has which value and what was expected."""
-
-    def __init__(self, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 class ImageError(Exception):
@@ -194,6 +187,26 @@ def read_sample(sample: Sample) -> tuple[Image, Boxes]:
     """The image of `sample`, and its boxes inside that image. Raises ImageError."""
     image = read_image(sample.path, sample.width, sample.height)
     return image, sample.boxes.clipped(image.shape[1], image.shape[0])
+
+
+def fit(image: Image, size: int) -> Image:
+    """`image` stretched to `size` x `size`, as the network takes it: by area where it shrinks, so that thin things
+    stay visible.
+    """
+    shrinks = image.shape[0] * image.shape[1] > size * size
+    scaled = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.asarray(scaled, np.uint8)
+
+
+def shrink(image: Image, boxes: Boxes, shorter_side: int) -> tuple[Image, Boxes]:
+    """Image and boxes, scaled down so that the image's shorter side is `shorter_side`; as they are if it is less."""
+    height, width = image.shape[:2]
+    scale = shorter_side / min(height, width)
+    if scale >= 1:
+        return image, boxes
+    new = (max(round(width * scale), 1), max(round(height * scale), 1))
+    factors = np.array([new[0] / width, new[1] / height] * 2, np.float32)
+    return np.asarray(cv2.resize(image, new, interpolation=cv2.INTER_AREA), np.uint8), boxes.moved(boxes.xyxy * factors)
 
 
 def _decode(data: bytes, flags: int) -> Image:

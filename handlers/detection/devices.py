@@ -1,0 +1,50 @@
+"""The one place that chooses and sets up a device."""
+
+import os
+
+import torch
+
+from handlers.detection.errors import OutOfMemory
+
+#: Bytes of decoded images that a training keeps in memory, over all its ranks.
+IMAGE_STORE_BYTES = 1 << 30
+#: Threads that read images for one rank, at most: beyond it they wait for each other more than for the images.
+_MAX_READERS = 8
+
+
+def open_device(name: str) -> torch.device:
+    """The device `name` (`cpu`, `cuda:1`), ready for this process. Raises RuntimeError where it cannot be used."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # Every batch has one size, so trying out the fastest convolution once pays.
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = True
+    return device
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is fast: on CUDA. It needs no loss scaling. On the CPU plain float32."""
+    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def reader_threads(ranks: int) -> int:
+    """Threads with which one of `ranks` processes reads images; decoding leaves Python's lock."""
+    return max(1, min(_MAX_READERS, len(os.sched_getaffinity(0)) // ranks))
+
+
+def check_memory(images: int, input_size: int) -> None:
+    """Raise OutOfMemory for a batch that no machine like this one can hold even as bytes, rather than try it."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # A float of each channel, which is the least of what training keeps.
+    if images * input_size * input_size * 3 * 4 > total:
+        raise OutOfMemory(f"a batch of {images} images of {input_size} pixels does not fit into {total >> 30} GiB")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on a GPU or off it. Not all of them have a class of their own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in told)

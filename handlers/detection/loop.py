@@ -1,0 +1,141 @@
+"""The iterations of a training, and nothing else."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
+
+from handlers.detection.batches import Batch
+from handlers.detection.devices import autocast
+from handlers.detection.errors import LossError, SnapshotError
+from handlers.detection.loss import multibox_loss
+from handlers.detection.models import MobileNetSSD, freeze_batch_norm
+from handlers.detection.ranks import Ranks
+from handlers.detection.snapshot import TrainingState
+
+#: The peak of the one-cycle schedule (Smith & Topin 2018), as a multiple of the initial rate; torch's own default.
+PEAK_RATE = 25
+_MOMENTUM = 0.9
+_WEIGHT_DECAY = 5e-4
+#: Longest gradient; the first steps of freshly drawn heads are longer, and would throw the ImageNet weights away.
+_MAX_GRADIENT = 10.0
+#: Averaged weights: w' = d w' + (1 - d) w after each step, with d growing from 0.18 to this.
+_MAX_DECAY = 0.999
+#: Images a rank has in an iteration, below which their own statistics would be noise for batch normalisation.
+MIN_IMAGES_FOR_STATISTICS = 4
+
+
+class Learner:
+    """The network with what changes it: optimiser, schedule, average."""
+
+    def __init__(self, network: MobileNetSSD, rate: float, iterations: int, images: int, ranks: Ranks) -> None:
+        """`rate`: the initial learning rate. `iterations`: of the whole training. `images`: of this rank in each."""
+        self.network = network
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self._device = network.default_boxes.device
+        self._parallel = ranks.parallel(network)
+        self._frozen_statistics = images < MIN_IMAGES_FOR_STATISTICS
+        # A bias or a normalisation's scale has no reason to be small.
+        decayed = [p for p in network.parameters() if p.ndim > 1]
+        free = [p for p in network.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
+        self.optimizer = SGD(groups, lr=rate, momentum=_MOMENTUM)
+        self.schedule = OneCycleLR(
+            self.optimizer, rate * PEAK_RATE, iterations, div_factor=PEAK_RATE, cycle_momentum=False
+        )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def begin(self, seed: int, initial_weights: str) -> TrainingState:
+        """The state before the first iteration."""
+        state = TrainingState(0, seed, initial_weights, {}, {}, {}, {})
+        self.save(state)
+        return state
+
+    def save(self, state: TrainingState) -> None:
+        """Put into `state` what this object holds; not copies, so `state` is to be written before the next step."""
+        state.network = self.network.state_dict()
+        state.average = self.average.state_dict()
+        state.optimizer = self.optimizer.state_dict()
+        state.schedule = self.schedule.state_dict()
+
+    def resume(self, state: TrainingState) -> None:
+        """Go on from `state`. Raises SnapshotError if it does not fit the network."""
+        try:
+            self.network.load_state_dict(state.network)
+            self.average.load_state_dict(state.average)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.schedule.load_state_dict(state.schedule)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise SnapshotError(f"the snapshot does not fit the network: {str(error)[:200]}") from error
+
+    def step(self, batch: Batch, iteration: int) -> Tensor:
+        """One step of the optimiser; `iteration` counts from 1. Returns this rank's loss, a number, on the device."""
+        batch = batch.to(self._device)
+        self._parallel.train()
+        if self._frozen_statistics:
+            freeze_batch_norm(self._parallel)
+        self.optimizer.zero_grad()
+        with autocast(self._device):
+            offsets, logits = self._parallel(batch.images)
+        loss = multibox_loss(
+            offsets,
+            logits,
+            self.network.default_boxes,
+            rows=batch.rows,
+            classes=batch.classes,
+            corners=batch.corners,
+            ignored=batch.ignored,
+        )
+        torch.autograd.backward(loss)
+        clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT)
+        self.optimizer.step()
+        self.schedule.step()
+        # Early weights are far off: while there are few steps, the average forgets faster.
+        update_average(self.average, self.network, min(_MAX_DECAY, (1 + iteration) / (10 + iteration)))
+        return loss.detach()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average = decay * average + (1 - decay) * network, statistics of batch normalisation included."""
+    ours, theirs = list(average.state_dict().values()), list(network.state_dict().values())
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
+    for a, b in zip(ours, theirs, strict=True):
+        if not a.is_floating_point():
+            a.copy_(b)
+
+
+def iterate(
+    learner: Learner,
+    batches: Iterator[Batch],
+    first: int,
+    ranks: Ranks,
+    stopping: Callable[[], bool],
+    observe: Callable[[int, float, float], None],
+) -> Iterator[tuple[int, bool]]:
+    """Run the iterations from `first` on, one for each batch; after each, (its number, whether to stop after it).
+
+    `observe` is told the number of each, the mean of its losses over the ranks, and its learning rate.
+    All ranks see the same pair at the same iteration. Raises LossError.
+    """
+    for iteration, batch in enumerate(batches, first):
+        rate = learner.rate
+        loss = float(learner.step(batch, iteration))
+        stop, mean_loss = ranks.agree(stopping(), loss)
+        if not math.isfinite(mean_loss):
+            # The mean is what all ranks know; which of them it was, only itself.
+            images = ranks.gather(batch.mongodb_ids if not math.isfinite(loss) else ())
+            names = ", ".join(name for rank in images for name in rank)
+            raise LossError(f"the loss of iteration {iteration} is {mean_loss}; its images are {names}")
+        observe(iteration, mean_loss, rate)
+        yield iteration, stop

