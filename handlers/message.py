@@ -23,7 +23,7 @@ from handlers.store import Store
 from handlers.store.database import Document
 from handlers.store.records import Records
 from schemas.enums import TaskErrorCode
-from schemas.message import SCHEMA_VERSION, choose_validation
+from schemas.message import SCHEMA_VERSION, choose_validation, strata
 from schemas.task import Task, object_id
 
 _SKIPS_NAMED = 10
@@ -40,8 +40,8 @@ class _Message:
     #: Name of each class, in the order in which they were met; a class id is its position from 1.
     classes: dict[str, int] = field(default_factory=dict)
     per_class: Counter[int] = field(default_factory=Counter)
-    #: (image id, the class it has most boxes of) of the images whose split is still open.
-    undecided: list[tuple[int, int]] = field(default_factory=list)
+    #: (image id, classes of its boxes) of the images whose split is still open.
+    undecided: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     validation_images: int = 0
     skipped: int = 0
     skipped_examples: list[dict[str, str]] = field(default_factory=list)
@@ -83,7 +83,7 @@ class _Message:
             )
         self.per_class.update(seen)
         if split is None:
-            self.undecided.append((image_id, seen.most_common(1)[0][0] if seen else 0))
+            self.undecided.append((image_id, tuple(seen)))
         elif split == "val":
             self.validation_images += 1
         self.digest.update(orjson.dumps([mongodb_id, str(image.get("file_id")), split, boxes]))
@@ -102,7 +102,7 @@ class _Message:
     def parts(self, task: Task) -> Iterator[bytes]:
         """The finished message, in pieces."""
         # Images set apart by hand or by the data set leave nothing to choose.
-        chosen = choose_validation(self.undecided) if not self.validation_images else frozenset()
+        chosen = choose_validation(strata(self.undecided)) if not self.validation_images else frozenset()
         self.digest.update(orjson.dumps(sorted(chosen)))
         info = {
             "task_id": str(task.task_id),

@@ -5,7 +5,8 @@ Ids in a message are small integers from 1, counted in the order of the lists; t
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -119,14 +120,23 @@ def from_coco(coco: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def choose_validation(strata: Iterable[tuple[int, int]], seed: int = 0) -> frozenset[int]:
+def strata(images: Sequence[tuple[int, Collection[int]]]) -> list[tuple[int, int]]:
+    """(image id, stratum) for each (image id, classes of its boxes): the rarest of its classes, 0 without any.
+
+    The rarest, so that rare classes are validated too: they are in few images, and seldom alone there.
+    """
+    counts = Counter(class_id for _, classes in images for class_id in classes)
+    return [(image_id, min(classes, key=lambda c: (counts[c], c), default=0)) for image_id, classes in images]
+
+
+def choose_validation(image_strata: Iterable[tuple[int, int]], seed: int = 0) -> frozenset[int]:
     """A seeded, stratified tenth of the images, for validation; none where there are fewer than 20.
 
-    `strata` gives (image id, stratum) for each image; a stratum is the class that an image is counted under, 0 for an
-    image without boxes. Every stratum of at least five images gives at least one. The same input gives the same choice.
+    `image_strata` is (image id, stratum) for each image, see `strata`. Every stratum of at least five images gives at
+    least one. The same input gives the same choice.
     """
     groups: dict[int, list[int]] = {}
-    for image_id, stratum in strata:
+    for image_id, stratum in image_strata:
         groups.setdefault(stratum, []).append(image_id)
     if sum(map(len, groups.values())) < MIN_IMAGES_FOR_VALIDATION:
         return frozenset()

@@ -1,7 +1,7 @@
 """What a job trains or tests on: the request message, the list of image files, and the images themselves."""
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError  # noqa: E402
 
 from handlers.detection.boxes import Boxes, Image, make_boxes  # noqa: E402
 from handlers.detection.errors import DataError  # noqa: E402
-from schemas.message import InstanceInfo, RequestMessage, Split, choose_validation  # noqa: E402
+from schemas.message import InstanceInfo, RequestMessage, Split, choose_validation, strata  # noqa: E402
 from schemas.result import MAX_EXAMPLES, ImagesUsed, SkippedImage  # noqa: E402
 
 
@@ -143,16 +143,8 @@ def separate_validation(samples: list[Sample], seed: int = 0) -> tuple[list[Samp
     val = [sample for sample in samples if sample.split == "val"]
     if val:
         return train, val
-    # An image counts under the rarest of its classes, so that rare ones are validated too.
-    counts = Counter(int(class_id) for sample in train for class_id in sample.boxes.class_ids)
-    strata = [
-        (
-            sample.id,
-            min((int(class_id) for class_id in sample.boxes.class_ids), key=lambda c: (counts[c], c), default=0),
-        )
-        for sample in train
-    ]
-    chosen = choose_validation(strata, seed)
+    classes = [(sample.id, tuple(set(sample.boxes.class_ids.tolist()))) for sample in train]
+    chosen = choose_validation(strata(classes), seed)
     return (
         [sample for sample in train if sample.id not in chosen],
         [replace(sample, split="val") for sample in train if sample.id in chosen],
