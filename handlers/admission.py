@@ -142,6 +142,11 @@ def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[
         max_attempts = _whole(document, "max_attempts", DEFAULT_MAX_ATTEMPTS, 1, 100)
         for field in ("dataset", "split"):
             _name(document, field)
+        if task_type is TaskTypeClass.TRAIN and document.get("split") == "test":
+            # What is kept for testing is never trained on, also when somebody asks for it.
+            raise ParamError(
+                "split", "split is 'test'; expected another one, or none: a training never reads that split"
+            )
     except ParamError as error:
         raise _Rejected(TaskErrorCode.PARAM_INVALID, error.field, str(error)) from None
     return params, priority, max_attempts
@@ -217,7 +222,7 @@ async def _message(store: Store, document: Mapping[str, Any]) -> str | None:
         raise _Rejected(
             TaskErrorCode.JASON_MONGOID_INVALID,
             "json_mongodb_id",
-            f"json_mongodb_id is {shown(value)}; no request message in GridFS `messages` has this id",
+            f"json_mongodb_id is {shown(value)}; expected the id of a request message that is in GridFS `messages`",
         )
     return str(file_id)
 
@@ -252,6 +257,6 @@ async def _images(store: Store, document: Mapping[str, Any]) -> None:
         raise _Rejected(
             TaskErrorCode.IMAG_MONGOID_INVALID,
             "dataset",
-            f"dataset {shown(dataset)} has no images in "
-            f"{'any split but test' if split is None else f'split {shown(split)}'} in IMG_INFO",
+            f"dataset is {shown(dataset)}; expected one with images in IMG_INFO in "
+            f"{'any split but test' if split is None else f'split {shown(split)}'}",
         )
