@@ -11,7 +11,11 @@ import sys
 import threading
 from pathlib import Path
 
-from handlers.detection.attempt import die_with_parent, run, write_event
+# Before torch loads OpenMP, which reads it once: by default a thread that waits for its peers spins. Where something
+# else wants the core (our own readers of images, another child), that made a training step four times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from handlers.detection.attempt import die_with_parent, run, write_event  # noqa: E402
 
 
 def main() -> int:
