@@ -12,9 +12,10 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from handlers.admission import admit
 from handlers.errors import LostTask
 from handlers.store import Store
-from handlers.store.database import Document, StoreError, brief
+from handlers.store.database import Document, StoreError, brief, refused
 from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode
+from schemas.params import shown
 from service.attempt import QUIET_RENEW_SECONDS
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -45,6 +46,9 @@ class Sweeper:
         self._describe = describe
         #: Since when every call has been answered; None after an error.
         self._connected_since: float | None = None
+        #: Whether an admission has failed since the last look at all documents: a copy of an old document carries a
+        #: state, and no other sweep would find it.
+        self._missed = False
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -63,6 +67,8 @@ class Sweeper:
         await self._store.workers.renew(self._owner, self._describe())
         for key in await self._store.tasks.new_keys(_BATCH):
             await self.admit(key)
+        if self._missed:
+            await self.sweep_all()
         if ended := await self._store.tasks.cancel_waiting():
             log.info("waiting tasks cancelled", tasks=ended)
         if self._may_judge():
@@ -71,15 +77,23 @@ class Sweeper:
 
     async def sweep_all(self) -> None:
         """Look for documents that carry a state of somebody else's too: after a start, and after lost history."""
+        self._missed = False
+        try:
+            await self._admit_copies()
+        except StoreError:
+            self._missed = True
+            raise
+        self._wake()
+
+    async def _admit_copies(self) -> None:
         async with aclosing(self._store.tasks.copied_keys()) as keys:
             async for key in keys:
                 await self.admit(key)
-        self._wake()
 
     async def cancel(self, key: Any) -> None:
         """End the task with this `_id` if it waits and its client asked for that."""
         if await self._store.tasks.cancel_waiting(key):
-            log.info("waiting task cancelled", key=str(key))
+            log.info("waiting task cancelled", key=shown(key))
 
     async def admit_from(self, keys: MemoryObjectReceiveStream[Any]) -> None:
         """Admit documents as the watcher names them, until cancelled."""
@@ -88,17 +102,27 @@ class Sweeper:
                 await self.admit(key)
                 self._wake()
             except StoreError as error:
-                log.warning("admission failed, the sweep tries again", key=str(key), reason=brief(error))
+                self._missed = True
+                log.warning("admission failed, the sweep tries again", key=shown(key), reason=brief(error))
 
     async def admit(self, key: Any) -> None:
-        """Answer one new document. Raises StoreError."""
+        """Answer one new document. Raises StoreError while the database is away."""
+        try:
+            await self._admit(key)
+        except StoreError as error:
+            if not refused(error):
+                raise
+            # No answer fits beside an `_id` of 8 MB, say. It must not keep those after it from theirs.
+            log.error("document cannot be answered", key=shown(key), reason=brief(error))  # noqa: TRY400
+
+    async def _admit(self, key: Any) -> None:
         try:
             await admit(self._store, key)
         except StoreError:
             raise
         except Exception:
             # What a hostile document can do to admission it must do once, not to every worker at every sweep.
-            log.exception("bug in admission", key=repr(key))
+            log.exception("bug in admission", key=shown(key))
             fault = Rejection(
                 TaskErrorCode.PARAM_INVALID, "", "the document cannot be understood; the worker's log has a traceback"
             )

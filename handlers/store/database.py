@@ -19,7 +19,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.command_cursor import AsyncCommandCursor
 from pymongo.asynchronous.cursor import AsyncCursor
-from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, DocumentTooLarge, InvalidURI, OperationFailure, PyMongoError
 from pymongo.uri_parser import parse_uri
 from pymongo.write_concern import WriteConcern
 
@@ -193,11 +193,15 @@ class Database:
         return f"{name} has duplicates of what must be unique: {values}; remove or renumber them and start again"
 
 
+def refused(error: StoreError) -> bool:
+    """Whether the server answered, and its answer was no: the same operation would end the same way again."""
+    return isinstance(error, OperationFailure | DocumentTooLarge) and not error.timeout
+
+
 def brief(error: BaseException) -> str:
     """The first line of an error, without the topology description that PyMongo appends."""
-    return (
-        str(error).split(", Timeout:")[0].split(", full error:")[0].splitlines()[0][:300] if str(error) else repr(error)
-    )
+    lines = str(error).split(", Timeout:")[0].split(", full error:")[0].splitlines()
+    return lines[0][:300] if lines else repr(error)[:300]
 
 
 @asynccontextmanager

@@ -226,7 +226,12 @@ class Tasks:
         cleared = [name for name in (*SERVICE_FIELDS, *unset) if name not in owned]
         pipeline: list[Document] = [{"$unset": cleared}, {"$set": owned}]
         if keep is not None:
-            pipeline.insert(0, {"$replaceWith": {"_id": "$_id", **{name: f"${name}" for name in keep}}})
+            # Unless it is one of these that fills the document.
+            kept = {
+                name: {"$cond": [{"$lt": [{"$bsonSize": {"it": f"${name}"}}, 1000]}, f"${name}", "$$REMOVE"]}
+                for name in keep
+            }
+            pipeline.insert(0, {"$replaceWith": {"_id": "$_id", **kept}})
         answered = await self._db.call(self._tasks.update_one, {"_id": key, **_NOT_ADMITTED}, pipeline)
         return bool(answered.modified_count)
 
