@@ -32,7 +32,7 @@ from handlers.detection.evaluate import evaluate, measurable, xywh
 from handlers.detection.job import Event, Job, Note, Progress, Started, Tested, TestedModel
 from handlers.detection.plots import SHEET_SAMPLES, sample_sheet
 from schemas.message import RequestMessage
-from schemas.result import Metrics, SkippedImage
+from schemas.result import MAX_CLASSES_LISTED, MAX_EXAMPLES, Metrics, SkippedImage
 
 #: Most images in one run of the network, whatever `batch_size` says: more is no faster, and takes memory.
 MAX_BATCH = 64
@@ -41,16 +41,16 @@ _PROGRESS_INTERVAL = 0.5
 #: What a model must be like: name, type and rank of each.
 _INPUT = {"images": ("tensor(uint8)", 4)}
 _OUTPUTS = {"boxes": ("tensor(float)", 3), "scores": ("tensor(float)", 2), "class_ids": ("tensor(int64)", 2)}
-#: What onnxruntime raises for a file that it cannot load; they have no base of their own.
-_LOAD_ERRORS = (
-    ort_errors.Fail,
+#: What onnxruntime raises for a file that is no model; its errors have no base of their own.
+_FILE_ERRORS = (
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
     ort_errors.InvalidProtobuf,
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
 )
+#: What it raises for a file too, and for a device.
+_OTHER_ERRORS = (ort_errors.EPFail, ort_errors.Fail, ort_errors.RuntimeException, RuntimeError, ValueError)
 _ERROR_SEVERITY, _FATAL_SEVERITY = 3, 4
 
 
@@ -129,11 +129,16 @@ def _session(onnx: Path, device: str) -> Any:
         onnxruntime.preload_dlls()
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(index)}))
     try:
-        session = onnxruntime.InferenceSession(onnx, options, providers=providers)
-    except _LOAD_ERRORS as error:
+        # Its fall-back would go on on the CPU, now or in the middle of a run.
+        session = onnxruntime.InferenceSession(onnx, options, providers=providers, enable_fallback=False)
+    except _FILE_ERRORS as error:
+        raise DataError(f"{onnx.name} is not a model that can be loaded: {error}", "model_name") from None
+    except _OTHER_ERRORS as error:
+        if kind == "cuda":
+            raise RuntimeError(f"onnxruntime cannot use {device}: {error}") from None
         raise DataError(f"{onnx.name} is not a model that can be loaded: {error}", "model_name") from None
     if kind == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        # It would go on on the CPU without a word.
+        # Where the provider's library does not load, there is no error at all.
         raise RuntimeError(f"onnxruntime cannot use {device}; it has {', '.join(session.get_providers())}")
     return session
 
@@ -157,7 +162,8 @@ def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], boo
     if not run.detections:
         example = f", e.g. image {skipped[0].img_id}: {skipped[0].reason}" if skipped else ""
         raise DataError(f"none of {len(message.image_info)} images can be used{example}", "img_mongodb_ids")
-    truths, metrics = _measure(message, job.model, run)
+    truths = _match_classes(message, job.model, run)
+    metrics = _measure(message, job.model, run, truths, emit)
     sheet = job.out / "samples.png"
     used = [sample for sample in samples if sample.id in run.detections]
     sample_sheet(_examples(used, truths, run.detections), job.model.class_names, sheet)
@@ -289,11 +295,8 @@ def _line(image_id: int, detections: Detections, class_names: Sequence[str]) -> 
     return orjson.dumps({"image_id": image_id, "detections": rows}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _measure(message: RequestMessage, model: TestedModel, run: _Run) -> tuple[dict[int, Boxes], Metrics | None]:
-    """The labels with the model's class ids, and the metrics; None where nothing is labelled that the model knows.
-
-    Classes are matched by name; boxes of classes that the model does not know are left out.
-    """
+def _match_classes(message: RequestMessage, model: TestedModel, run: _Run) -> dict[int, Boxes]:
+    """The labels with the model's class ids: matched by name, and left out where the model does not know the class."""
     known = {name: index + 1 for index, name in enumerate(model.class_names)}
     # Position 0 belongs to no class.
     renumbered = np.array([0] + [known.get(row.name, 0) for row in message.class_info], np.int64)
@@ -301,15 +304,31 @@ def _measure(message: RequestMessage, model: TestedModel, run: _Run) -> tuple[di
     for image_id, labels in run.labels.items():
         class_ids = renumbered[labels.class_ids]
         truths[image_id] = Boxes(labels.xyxy, class_ids, labels.crowd).select(class_ids > 0)
+    return truths
+
+
+def _measure(
+    message: RequestMessage,
+    model: TestedModel,
+    run: _Run,
+    truths: dict[int, Boxes],
+    emit: Callable[[Event], None],
+) -> Metrics | None:
+    """None where nothing is labelled that the model knows; a Note says so if other things are."""
     if not measurable(truths.values()):
-        return truths, None
-    on = message.dataset_info.split or "test"
-    metrics = evaluate(list(truths), truths, run.detections, model.class_names, on)
+        if any(map(len, run.labels.values())):
+            labelled = ", ".join(row.name for row in message.class_info[:MAX_EXAMPLES])
+            known = ", ".join(model.class_names[:MAX_EXAMPLES])
+            emit(Note(message=f"not measured: labelled are {labelled}; the model knows {known}"))
+        return None
+    metrics = evaluate(list(truths), truths, run.detections, model.class_names, message.dataset_info.split or "test")
     in_data = {row.name for row in message.class_info}
-    return truths, metrics.model_copy(
+    unknown = [row.name for row in message.class_info if row.name not in model.class_names]
+    absent = [name for name in model.class_names if name not in in_data]
+    return metrics.model_copy(
         update={
-            "classes_not_in_model": tuple(row.name for row in message.class_info if row.name not in known),
-            "classes_not_in_data": tuple(name for name in model.class_names if name not in in_data),
+            "classes_not_in_model": tuple(unknown[:MAX_CLASSES_LISTED]),
+            "classes_not_in_data": tuple(absent[:MAX_CLASSES_LISTED]),
         }
     )
 
