@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 
 from handlers.detection.job import Job, Trained
-from handlers.errors import LostTask
+from handlers.errors import LostTask, PermanentError
 from handlers.images import ImageCache
 from handlers.prepare import prepare_job, store_reports
 from handlers.store import Store
@@ -43,7 +43,10 @@ async def _snapshot(store: Store, task: Task, path: Path) -> Path | None:
 
 
 async def finish(store: Store, task: Task, made: Trained, *, seconds: float, notes: tuple[str, ...]) -> dict[str, Any]:
-    """Store and register the model and end the task, both or neither. Returns the result; raises LostTask."""
+    """Store and register the model and end the task, both or neither. Returns the result as it is stored.
+
+    Raises LostTask, and PermanentError if a deleted task of this number has made a model before.
+    """
     file_id = await store.files.models.put(
         made.onnx, f"{task.params.model_name}.onnx", {"task_id": bson_uint64(task.task_id)}
     )
@@ -63,7 +66,7 @@ async def finish(store: Store, task: Task, made: Trained, *, seconds: float, not
         "parent_version": None,
     }
 
-    async def both(session: Any) -> dict[str, Any]:
+    async def both(session: Any) -> tuple[dict[str, Any], bool]:
         version = await store.models.next_version(task.params.model_name, session)
         result = Result(
             model_name=task.params.model_name,
@@ -82,13 +85,20 @@ async def finish(store: Store, task: Task, made: Trained, *, seconds: float, not
             data_fingerprint=made.data_fingerprint,
         ).document("TRAIN")
         # The fence first: an attempt that is not the owner's any more must not get as far as the registry.
-        if await store.tasks.finish(task, TaskStatus.SUCCEEDED, result=result, session=session):
+        first = await store.tasks.finish(task, TaskStatus.SUCCEEDED, result=result, session=session)
+        if first:
             await store.models.insert({**model, "version": version}, session)
-        return result
+        return result, first
 
     try:
-        return await store.database.transaction(both)
-    except LostTask:
+        result, first = await store.database.transaction(both)
+    except (LostTask, PermanentError):
         # Nobody will ever refer to it; the janitor would find it a day later.
         await store.files.models.delete(file_id)
         raise
+    if first:
+        return result
+    # An earlier call did all this and its answer got lost: what that one wrote stands, version and all.
+    await store.files.models.delete(file_id)
+    ended = await store.tasks.get(bson_uint64(task.task_id))
+    return (ended or {}).get("result") or result

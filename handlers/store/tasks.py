@@ -64,6 +64,9 @@ class TaskError:
         return {"kind": self.kind, "message": self.message[:2000], "field": self.field}
 
 
+CANCELLED = TaskError("cancelled", "the client set cancel_requested")
+
+
 @dataclass(frozen=True)
 class Waiting:
     """A task taken off a worker: what became of it, and after how many faults."""
@@ -424,6 +427,9 @@ class Tasks:
                     "$set": {
                         "status": TaskStatus.CANCELLED.name,
                         "end_time": "$$NOW",
+                        # Instead of that of an attempt before, if there was one.
+                        "error": _literal(CANCELLED.document()),
+                        "error_code": int(CANCELLED.code),
                         "history": _history(TaskStatus.CANCELLED.name, attempt="$attempt"),
                     }
                 },
