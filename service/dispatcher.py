@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from handlers.store import Store
 from handlers.store.database import Document, StoreError, brief
+from schemas.params import shown
 from schemas.task import Task
 from service.attempt import Attempt, Ending
 from service.devices import Devices
@@ -30,12 +31,14 @@ class Dispatcher:
         owner: str,
         poll_seconds: float,
         make_attempt: Callable[[Task, tuple[str, ...]], Attempt],
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._store = store
         self._devices = devices
         self._owner = owner
         self._poll_seconds = poll_seconds
         self._make_attempt = make_attempt
+        self._patience_seconds = patience_seconds
         self._woken = anyio.Event()
         self._draining = False
         self.running: dict[str, Attempt] = {}
@@ -82,35 +85,35 @@ class Dispatcher:
         free = self._devices.free()
         for kind, total in self._devices.total.items():
             if total > 1 and 0 < free[kind] < total:
-                head = await self._store.tasks.head(kind, total, PATIENCE_SECONDS)
+                head = await self._store.tasks.head(kind, total, self._patience_seconds)
                 if head is not None:
                     needed, waited_long = head
                     if waited_long and needed > free[kind]:
                         free[kind] = 0
+                        if self._devices.fallback:
+                            # One pool for both kinds: tasks of the other one would take what is kept free.
+                            return {}
         return free
 
     def _start(self, attempts: TaskGroup, document: Document) -> None:
-        kind, number = document["param_request"]["device_type"], document["param_request"]["device_num"]
-        devices = self._devices.take(kind, int(number))
-        attempts.start_soon(self._run_attempt, document, kind, devices)
-
-    async def _run_attempt(self, document: Document, kind: str, devices: tuple[str, ...]) -> None:
         try:
-            try:
-                task = Task.from_document(document)
-            except (ValidationError, ValueError, KeyError, TypeError):
-                # Somebody changed an admitted document by hand. The lease runs out, and `max_attempts` ends it.
-                log.exception("an admitted document is no task any more", key=str(document["_id"]))
-                return
-            attempt = self._make_attempt(task, devices)
-            name = f"{task.task_id}/{task.attempt}"
-            self.running[name] = attempt
-            if self._draining:
-                attempt.end(Ending.DRAINED)
-            try:
-                await attempt.run()
-            finally:
-                del self.running[name]
+            task = Task.from_document(document)
+        except (ValidationError, ValueError, KeyError, TypeError):
+            # Somebody changed an admitted document by hand. The lease runs out, and `max_attempts` ends it.
+            log.exception("an admitted document is no task any more", key=shown(document["_id"]))
+            return
+        kind = task.params.device_type.name
+        attempts.start_soon(self._run_attempt, task, kind, self._devices.take(kind, task.params.device_num))
+
+    async def _run_attempt(self, task: Task, kind: str, devices: tuple[str, ...]) -> None:
+        attempt = self._make_attempt(task, devices)
+        name = f"{task.task_id}/{task.attempt}"
+        self.running[name] = attempt
+        if self._draining:
+            attempt.end(Ending.DRAINED)
+        try:
+            await attempt.run()
         finally:
+            del self.running[name]
             self._devices.give_back(kind, devices)
             self.wake()

@@ -143,6 +143,12 @@ class Sweeper:
                 after = await self._store.tasks.recover(lost)
             except LostTask:
                 continue  # renewed, or recovered by another worker, in this very moment
+            except StoreError as error:
+                if not refused(error):
+                    raise
+                # Changed by hand into something that cannot be counted up: it must not keep the others waiting.
+                log.error("task cannot be taken back", task_id=shown(lost.task_id), reason=brief(error))  # noqa: TRY400
+                continue
             log.warning(
                 "task taken from a lost worker",
                 task_id=str(lost.task_id),
