@@ -181,8 +181,8 @@ def _draw_scratch(rng: Generator, surface: Field, mask: Field, light: float) -> 
 
 def _pit_mask(rng: Generator, height: int, width: int) -> Field:
     """A small uneven disc."""
-    centre = rng.uniform((0, 0), (width, height))
     radius = rng.uniform(8, 20)
+    centre = rng.uniform((radius, radius), (width - radius, height - radius))
     turns = np.linspace(0, 2 * math.pi, 40, endpoint=False)
     radii = radius * (1 + 0.1 * np.sin(2 * turns + rng.uniform(0, 6)) + 0.07 * np.sin(3 * turns + rng.uniform(0, 6)))
     outline = centre + radii[:, None] * np.stack([np.cos(turns), np.sin(turns)], axis=1)
@@ -202,7 +202,7 @@ def _draw_pit(rng: Generator, surface: Field, mask: Field, light: float) -> Fiel
 def _stain_mask(rng: Generator, height: int, width: int) -> Field:
     """A blot with an uneven outline."""
     reach_x, reach_y = rng.uniform(28, 62, 2)
-    centre_x, centre_y = rng.uniform((0, 0), (width, height))
+    centre_x, centre_y = rng.uniform((reach_x, reach_y), (width - reach_x, height - reach_y))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     distance = np.sqrt(((x - centre_x) / reach_x) ** 2 + ((y - centre_y) / reach_y) ** 2)
     small = _noise(rng, height // 24 + 2, width // 24 + 2)

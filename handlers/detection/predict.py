@@ -3,8 +3,9 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,8 @@ class OnnxDetector:
             )
         found = []
         for row, (width, height) in enumerate(sizes):
-            # Everything that the graph gives is kept, so that a test measures what the training measured. Its floor
-            # (0.01) is low enough to change an average precision in the fourth decimal at most.
+            # Everything that the graph gives is kept, so that a test measures what the training measured. The graph's
+            # own floor (a score of 0.01, as in SSD) keeps out what would only fill the disk.
             kept = class_ids[row] > 0
             corners = boxes[row][kept] * np.array([width, height, width, height], np.float32)
             found.append(Detections(corners, class_ids[row][kept], scores[row][kept]))
@@ -235,8 +236,9 @@ def _run(
             )
         )
 
-    with out.open("wb") as lines:
-        for batch in _batches(_prefetched(samples, detector.input_size, 2 * batch_size), batch_size):
+    reading = closing(_prefetched(samples, detector.input_size, 2 * batch_size))
+    with out.open("wb") as lines, reading as images:
+        for batch in _batches(images, batch_size):
             if stopping():
                 raise StoppedEarly(done)
             loaded = [image for image in batch if isinstance(image, _Loaded)]
@@ -257,7 +259,9 @@ def _run(
     return _Run(run.detections, run.labels, run.skipped, len(run.detections) / seconds)
 
 
-def _prefetched(samples: Sequence[Sample], input_size: int, ahead: int) -> Iterator[_Loaded | SkippedImage]:
+def _prefetched(
+    samples: Sequence[Sample], input_size: int, ahead: int
+) -> Generator[_Loaded | SkippedImage, None, None]:
     """`samples`, read by threads: in order, at most `ahead` of them waiting."""
     with ThreadPoolExecutor(reader_threads(1)) as pool:
         waiting: deque[Future[_Loaded | SkippedImage]] = deque()
