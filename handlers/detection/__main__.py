@@ -15,7 +15,7 @@ from pathlib import Path
 # else wants the core (our own readers of images, another child), that made a training step four times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from handlers.detection.attempt import die_with_parent, run, write_event  # noqa: E402
+from handlers.detection.attempt import die_with_parent, run, write_event
 
 
 def main() -> int:

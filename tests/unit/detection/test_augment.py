@@ -1,0 +1,120 @@
+"""Data expansion: boxes move exactly with the pixels, every operation exists, and a random state decides all of it."""
+
+import numpy as np
+import pytest
+
+from handlers.detection.augment import GEOMETRIC, MIN_VISIBLE, PHOTOMETRIC, expand
+from handlers.detection.boxes import Boxes, make_boxes
+from schemas.enums import ExpansionDataClass
+
+WIDTH, HEIGHT = 97, 61
+#: x, y, width, height of each object; object i is painted in grey 40 (i + 1), so that it can be found again.
+OBJECTS = [(5, 7, 20, 10), (60, 3, 30, 9), (40, 30, 13, 26), (8, 40, 9, 9)]
+
+
+def picture() -> tuple[np.ndarray, Boxes]:
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    for index, (x, y, w, h) in enumerate(OBJECTS):
+        image[y : y + h, x : x + w] = 40 * (index + 1)
+    return image, make_boxes([(tuple(map(float, box)), index + 1, False) for index, box in enumerate(OBJECTS)])
+
+
+def painted(image: np.ndarray, class_id: int) -> tuple[int, int, int, int] | None:
+    """The corners of what is painted in the grey of `class_id`."""
+    rows, columns = np.nonzero((image == 40 * class_id).all(axis=2))
+    if not len(rows):
+        return None
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+@pytest.mark.parametrize("operation", sorted(GEOMETRIC), ids=lambda operation: operation.name)
+def test_boxes_move_exactly_with_the_pixels(operation: ExpansionDataClass) -> None:
+    """After each geometric operation a box has the very corners of what is painted, and none is lost or invented."""
+    for seed in range(50):
+        image, boxes = picture()
+        changed, moved = GEOMETRIC[operation](image, boxes, np.random.default_rng(seed))
+        seen = dict(zip(moved.class_ids.tolist(), moved.xyxy.tolist(), strict=True))
+        for class_id, (_, _, w, h) in enumerate(OBJECTS, 1):
+            corners = painted(changed, class_id)
+            shown = 0.0 if corners is None else (corners[2] - corners[0]) * (corners[3] - corners[1]) / (w * h)
+            assert (class_id in seen) == (shown >= MIN_VISIBLE)
+            if class_id in seen:
+                assert tuple(seen[class_id]) == corners
+
+
+@pytest.mark.parametrize(
+    ("operation", "corner"),
+    [
+        ("HOR_FLIPE", "right top"),
+        ("VER_FLIPE", "left bottom"),
+        ("ROTATE_90", "right top"),
+        ("ROTATE_180", "right bottom"),
+        ("ROTATE_270", "left bottom"),
+    ],
+)
+def test_flips_and_turns_go_the_way_they_are_named(operation: str, corner: str) -> None:
+    """A turn is clockwise, a horizontal flip swaps left and right."""
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image[:5, :5] = 255
+    changed, _ = GEOMETRIC[ExpansionDataClass[operation]](image, make_boxes([]), np.random.default_rng(0))
+    height, width = changed.shape[:2]
+    corners = {"left top": (0, 0), "right top": (0, width - 1), "left bottom": (height - 1, 0)}
+    corners["right bottom"] = (height - 1, width - 1)
+    assert [name for name, at in corners.items() if changed[at][0] == 255] == [corner]
+
+
+def test_every_operation_exists_and_changes_something() -> None:
+    """No member of the enumeration is accepted and then ignored."""
+    assert set(GEOMETRIC) | set(PHOTOMETRIC) == set(ExpansionDataClass)
+    noise = np.random.default_rng(1).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    boxes = make_boxes([((10.0, 10.0, 30.0, 30.0), 1, False)])
+    for operation, geometric in GEOMETRIC.items():
+        changed, _ = geometric(noise, boxes, np.random.default_rng(2))
+        assert changed.shape != noise.shape or (changed != noise).any(), operation.name
+    for operation, photometric in PHOTOMETRIC.items():
+        changed = photometric(noise, np.random.default_rng(2))
+        assert changed.shape == noise.shape, operation.name
+        assert changed.dtype == np.uint8, operation.name
+        assert (changed != noise).any(), operation.name
+
+
+def test_photometric_operations_keep_the_order_of_colours() -> None:
+    """A red image stays red: no operation swaps channels on its way through OpenCV."""
+    red = np.full((32, 32, 3), (180, 60, 40), np.uint8)
+    for operation, photometric in PHOTOMETRIC.items():
+        if operation != ExpansionDataClass.GRAYSCALE:
+            mean = photometric(red, np.random.default_rng(3)).mean(axis=(0, 1))
+            assert mean.argmax() == 0, operation.name
+
+
+def test_expansion_is_decided_by_its_random_state_alone() -> None:
+    """The same state gives the same image and boxes, whatever order the operations are named in; another, another."""
+    everything = list(ExpansionDataClass)
+    first = expand(*picture(), everything, np.random.default_rng([0, 1, 2]), 64)
+    again = expand(*picture(), everything[::-1], np.random.default_rng([0, 1, 2]), 64)
+    other = expand(*picture(), everything, np.random.default_rng([0, 1, 3]), 64)
+    assert first[0].shape == (64, 64, 3)
+    assert (first[0] == again[0]).all()
+    assert (first[1].xyxy == again[1].xyxy).all()
+    assert (first[0] != other[0]).any()
+
+
+def test_each_operation_is_applied_half_of_the_time() -> None:
+    """With probability one half, and not at all where it is not named."""
+    image, boxes = picture()
+    plain, plain_boxes = expand(image, boxes, [], np.random.default_rng(0), 64)
+    assert np.allclose(plain_boxes.xyxy, boxes.xyxy * ([64 / WIDTH, 64 / HEIGHT] * 2))
+    flipped = [
+        (expand(image, boxes, [ExpansionDataClass.HOR_FLIPE], np.random.default_rng(i), 64)[0] != plain).any()
+        for i in range(200)
+    ]
+    assert 70 < sum(flipped) < 130
+
+
+def test_images_without_boxes_are_expanded_too() -> None:
+    """They are negatives; no operation needs a box."""
+    image, _ = picture()
+    for seed in range(20):
+        changed, boxes = expand(image, make_boxes([]), list(ExpansionDataClass), np.random.default_rng(seed), 64)
+        assert changed.shape == (64, 64, 3)
+        assert len(boxes) == 0

@@ -1,0 +1,108 @@
+"""A training that was interrupted ends as if it had not been: bit for bit on the CPU, from a snapshot that is whole."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from drawn import make_job
+
+from handlers.detection.errors import SnapshotError, StoppedEarly
+from handlers.detection.job import Event, Job, Snapshot, Started
+from handlers.detection.ranks import Ranks
+from handlers.detection.train import train
+from schemas.enums import ExpansionDataClass
+
+
+def run_until(job: Job, iteration: int) -> list[Event]:
+    """Train up to `iteration`, as a SIGTERM during it would; the events."""
+    events: list[Event] = []
+    asked = 0
+    job.out.mkdir(exist_ok=True)
+
+    def stopping() -> bool:
+        # Asked once before the first iteration and once after each.
+        nonlocal asked
+        asked += 1
+        return asked > iteration
+
+    with pytest.raises(StoppedEarly):
+        train(job, events.append, stopping, Ranks())
+    return events
+
+
+def last_snapshot(events: list[Event]) -> Snapshot:
+    return [event for event in events if isinstance(event, Snapshot)][-1]
+
+
+def assert_equal(one: Any, other: Any, place: str = "snapshot") -> None:
+    """Every tensor and number, however deep."""
+    assert type(one) is type(other), place
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_equal(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_equal(left, right, f"{place}.{index}")
+    else:
+        assert one == other, place
+
+
+@pytest.mark.parametrize("batch_size", [4, 1])
+def test_resumed_equals_uninterrupted(tmp_path: Path, batch_size: int) -> None:
+    """Weights, average, optimiser, schedule, best so far and measurements are equal at the last iteration.
+
+    With every data expansion on; and with single images, for which batch normalisation is frozen.
+    """
+    everything = [operation.name for operation in ExpansionDataClass]
+    make: Callable[..., Job] = lambda name, **more: make_job(  # noqa: E731
+        tmp_path / name,
+        dataset_expansion_lst=everything,
+        batch_size=batch_size,
+        max_num_iters=6,
+        snap_shot_ivterval=3,
+        **more,
+    )
+    whole = last_snapshot(run_until(make("whole"), 6))
+    half = last_snapshot(run_until(make("half"), 3))
+    events = run_until(make("half", resume_from=half.path), 3)
+    assert next(event for event in events if isinstance(event, Started)).iteration == 3
+    rest = last_snapshot(events)
+    assert (half.iteration, rest.iteration, whole.iteration) == (3, 6, 6)
+    expected = torch.load(whole.path, weights_only=True)
+    # Measured losses are means since the last one, so a resumed run may measure once more.
+    assert expected["state"]["best"] is not None
+    assert_equal(torch.load(rest.path, weights_only=True), expected)
+
+
+def test_a_stop_is_snapshot_at_once(tmp_path: Path) -> None:
+    """Between two intervals too; nothing half written is left beside it."""
+    job = make_job(tmp_path, max_num_iters=9, snap_shot_ivterval=5)
+    events = run_until(job, 2)
+    assert last_snapshot(events).iteration == 2
+    assert [path.name for path in job.out.iterdir()] == ["snapshot-000000002.pt"]
+
+
+def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
+    """Cut short, or not a snapshot at all: a snapshot error, not a crash, and no code of it runs."""
+    job = make_job(tmp_path, max_num_iters=9)
+    path = last_snapshot(run_until(job, 1)).path
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        train(job.model_copy(update={"resume_from": path}), lambda event: None, lambda: True, Ranks())
+    torch.save({"anything": Path("x")}, path)
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        train(job.model_copy(update={"resume_from": path}), lambda event: None, lambda: True, Ranks())
+
+
+def test_a_snapshot_of_another_training_is_refused(tmp_path: Path) -> None:
+    """The message names what differs."""
+    path = last_snapshot(run_until(make_job(tmp_path, max_num_iters=9), 1)).path
+    other = make_job(tmp_path, max_num_iters=8, resume_from=path)
+    with pytest.raises(SnapshotError, match="has max_num_iters 9; this training has 8"):
+        train(other, lambda event: None, lambda: True, Ranks())
