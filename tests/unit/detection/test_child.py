@@ -1,0 +1,202 @@
+"""The child process as the worker sees it: a job's path in, JSON lines out, an exit code, always a clean end."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+from drawn import CLASSES, make_job, parse_events, write_job
+
+from handlers.detection.job import Failed, Job, Measured, Note, Progress, Snapshot, Started, Stopped, Trained
+
+COMMAND = (sys.executable, "-m", "handlers.detection")
+
+
+@contextmanager
+def child() -> Iterator[subprocess.Popen[str]]:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run(job_file: Path) -> tuple[int, list[object], str]:
+    """(exit code, events, stderr) of a child that is given `job_file`."""
+    with child() as process:
+        out, err = process.communicate(f"{job_file}\n")
+        return process.returncode, list(parse_events(out)), err
+
+
+def test_end_of_stdin_without_a_job_is_the_end() -> None:
+    """A warm child that is no longer needed goes, silently."""
+    with child() as process:
+        assert process.communicate("") == ("", "")
+        assert process.returncode == 0
+
+
+def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
+    """Unusable images are named and passed over; what comes out is a model that finds things, with pictures."""
+    job = make_job(tmp_path, 16, max_num_iters=3, dataset_expansion_lst=["HOR_FLIPE"], batch_size_limit=3)
+    files = tmp_path / "images"
+    files.joinpath("1.png").write_bytes(b"")
+    files.joinpath("2.png").write_bytes(files.joinpath("2.png").read_bytes()[:200])
+    files.joinpath("4.png").write_text("not an image")
+    cv2.imwrite(str(files / "5.png"), np.zeros((10, 10, 3), np.uint8))
+    files.joinpath("6.png").unlink()
+    lines = job.images.read_text().splitlines()
+    lines[6] = json.dumps({"id": 7, "reason": "GridFS has no such file"})
+    job.images.write_text("\n".join(lines))
+
+    code, events, err = run(write_job(tmp_path, job))
+
+    assert code == 0, err
+    trained = events[-1]
+    assert isinstance(trained, Trained)
+    reasons = {image.img_id: image.reason for image in trained.images.skipped_examples}
+    assert reasons == {
+        f"{1:024x}": "the file is empty",
+        f"{2:024x}": "the file is truncated",
+        f"{4:024x}": "the file is not an image, or a damaged one",
+        f"{5:024x}": "the file is 10 x 10 pixels; recorded is 96 x 96",
+        f"{6:024x}": "the file cannot be read: No such file or directory",
+        f"{7:024x}": "GridFS has no such file",
+    }
+    assert (trained.images.used, trained.images.skipped) == (10, 6)
+    assert trained.metrics.on == "val"
+    assert {row.class_name for row in trained.metrics.per_class} == set(CLASSES)
+    assert (trained.iterations, trained.best_iteration, trained.resumed_from_iteration) == (3, 3, None)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in trained.reports.values())
+    assert set(trained.reports) == {"training.png", "samples.png"}
+
+    assert [event.message for event in events if isinstance(event, Note)] == [
+        "batch_size is 3 instead of 4, to fit into the device's memory"
+    ]
+    started = [event for event in events if isinstance(event, Started)]
+    assert [(event.device, event.iteration) for event in started] == [("cpu", 0)]
+    assert started[0].initial_weights == trained.initial_weights
+    reported = [event.iteration for event in events if isinstance(event, Progress)]
+    assert (reported[0], reported[-1]) == (1, 3)
+    measured = {name for event in events if isinstance(event, Measured) for name in event.values}
+    assert measured == {"loss", "learning_rate", "map", "map_50", "map_75"}
+    assert [event.iteration for event in events if isinstance(event, Snapshot)] == [2, 3]
+
+    session = onnxruntime.InferenceSession(trained.onnx, providers=["CPUExecutionProvider"])
+    boxes, scores, class_ids = session.run(None, {"images": np.zeros((2, 224, 224, 3), np.uint8)})
+    assert (boxes.shape, scores.shape, class_ids.shape) == ((2, 100, 4), (2, 100), (2, 100))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(CLASSES)
+
+
+def test_without_validation_images_the_last_averaged_weights_are_kept(tmp_path: Path) -> None:
+    """And measured on the training images, which the result says. Fewer images than the batch are trained on."""
+    job = make_job(tmp_path, 3, splits=["train"] * 3, max_num_iters=2, batch_size=5)
+    code, events, err = run(write_job(tmp_path, job))
+    assert code == 0, err
+    trained = events[-1]
+    assert isinstance(trained, Trained)
+    assert (trained.metrics.on, trained.best_iteration, trained.images.used) == ("train", 2, 3)
+    assert any("no validation images" in event.message for event in events if isinstance(event, Note))
+
+
+def failure(tmp_path: Path, job: Job) -> Failed:
+    code, events, err = run(write_job(tmp_path, job))
+    assert code == 1, err
+    assert isinstance(events[-1], Failed)
+    return events[-1]
+
+
+def test_images_of_the_test_split_are_never_trained_on(tmp_path: Path) -> None:
+    """A message of nothing else is an error of the data."""
+    failed = failure(tmp_path, make_job(tmp_path, 3, splits=["test"] * 3))
+    assert failed.kind == "data"
+    assert "all 3 images belong to the split test" in failed.message
+
+
+def test_too_little_left_to_train_on(tmp_path: Path) -> None:
+    """Not one readable image with a labelled object."""
+    job = make_job(tmp_path, 4)
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"x")
+    failed = failure(tmp_path, job)
+    assert failed.kind == "data"
+    assert "no training image with a labelled box is left: 0 images can be read, 4 cannot" in failed.message
+
+
+def test_a_loss_that_is_not_finite_names_iteration_and_images(tmp_path: Path) -> None:
+    """A learning rate far too high; the images are those of the batch, by their ids in the database."""
+    failed = failure(tmp_path, make_job(tmp_path, 4, inital_learning_rate=1e30, max_num_iters=50))
+    assert failed.kind == "loss"
+    assert "the loss of iteration " in failed.message
+    assert sum(f"{number:024x}" in failed.message for number in (1, 2, 3)) == 3
+
+
+def test_a_batch_beyond_all_memory(tmp_path: Path) -> None:
+    """Is said to be one, before the machine is brought down."""
+    assert failure(tmp_path, make_job(tmp_path, 4, batch_size=4_000_000_000)).kind == "memory"
+
+
+def test_a_message_that_is_none(tmp_path: Path) -> None:
+    """Names the field, its value and what was expected."""
+    job = make_job(tmp_path, 4)
+    document = json.loads(job.message.read_text())
+    document["instance_info"][0]["class_id"] = 9
+    job.message.write_text(json.dumps(document))
+    failed = failure(tmp_path, job)
+    assert (failed.kind, failed.field) == ("data", "instance_info.0.class_id")
+    assert "is 9; expected 1 to 2" in failed.message
+
+
+def test_sigterm_snapshots_and_stops(tmp_path: Path) -> None:
+    """Exit code 0, a last snapshot, and Stopped at its iteration; SIGINT is left to the worker."""
+    job = make_job(tmp_path, max_num_iters=100_000, snap_shot_ivterval=100_000)
+    with child() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{write_job(tmp_path, job)}\n")
+        process.stdin.flush()
+        seen = [process.stdout.readline()]
+        while '"progress"' not in seen[-1]:
+            seen.append(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        events = parse_events("".join(seen) + process.stdout.read())
+        assert process.wait() == 0
+    stopped, snapshot = events[-1], events[-2]
+    assert isinstance(stopped, Stopped)
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.iteration == stopped.iteration >= 1
+    assert snapshot.path.is_file()
+
+
+def test_a_dead_worker_leaves_no_orphan(tmp_path: Path) -> None:
+    """Killed without a chance to clean up, it takes the child along, busy or not."""
+    job = make_job(tmp_path, max_num_iters=100_000)
+    code = (
+        "import subprocess, sys\n"
+        f"child = subprocess.Popen({list(COMMAND)!r}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)\n"
+        f"child.stdin.write({f'{write_job(tmp_path, job)}'!r} + chr(10)); child.stdin.flush()\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child_pid = int(parent.stdout.readline())
+    # A handle on the process itself, since its number may be used again.
+    handle = os.pidfd_open(child_pid)
+    parent.kill()
+    parent.communicate()
+    # A pidfd becomes readable when its process ends.
+    gone, _, _ = select.select([handle], [], [], 60)
+    os.close(handle)
+    assert gone
