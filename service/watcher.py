@@ -20,7 +20,8 @@ _PAUSE_SECONDS = 0.5
 class Watcher:
     """Opens the stream, sweeps, passes hints on; again after any error, lost history included.
 
-    `new` takes the keys of documents to admit. When it is full the sweep is left to find them.
+    `new` takes the keys of documents to admit. While it is full the stream waits: its events keep on the server, and
+    one that was dropped could be the only hint of a copied document, which no ordinary sweep looks for.
     """
 
     def __init__(
@@ -68,10 +69,7 @@ class Watcher:
 
     async def _pass_on(self, hint: Hint) -> None:
         if hint.new:
-            try:
-                self._new.send_nowait(hint.key)
-            except anyio.WouldBlock:
-                pass  # a storm of inserts; each sweep takes what is left
+            await self._new.send(hint.key)
         elif hint.cancel:
             await self._cancel(hint.key)
         else:
