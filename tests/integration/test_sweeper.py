@@ -1,0 +1,166 @@
+"""The sweep repairs what a hint missed, and takes nothing from an owner that could not renew."""
+
+from typing import Any
+
+import anyio
+import pytest
+from bson import Int64, ObjectId
+from pymongo.database import Database
+from pymongo.errors import AutoReconnect
+
+import service.sweeper
+from handlers.store import Store
+from schemas.task import Task
+from service.attempt import QUIET_RENEW_SECONDS
+from service.sweeper import Sweeper
+from tests.helpers import train_request
+
+Db = Database[dict[str, Any]]
+
+
+class Clock:
+    """A monotonic clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(service.sweeper, "time", made)
+    return made
+
+
+@pytest.fixture
+def sweeper(store: Store) -> Sweeper:
+    return Sweeper(store, owner="w", every_seconds=0.01, wake=lambda: None, describe=lambda: {"host": "here"})
+
+
+async def run_once(sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One turn of `Sweeper.run`."""
+    with anyio.CancelScope() as scope:
+
+        async def stop(seconds: float) -> None:
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service.sweeper.anyio, "sleep", stop)
+            await sweeper.run()
+
+
+async def test_new_documents_cancels_and_the_worker_itself(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId]
+) -> None:
+    """Without any hint: admitted or rejected, ended if cancelled, and this worker is on the list of workers."""
+    db.DL_TASK.insert_many([train_request(1), train_request(2, cancel_requested=True), train_request(-1)])
+    await sweeper.sweep()
+    found = {task["task_id"]: task["status"] for task in db.DL_TASK.find()}
+    assert found == {1: "PENDING", 2: "CANCELLED", -1: "REJECTED"}
+    worker = (await store.workers.all())[0]
+    assert (worker["_id"], worker["host"]) == ("w", "here")
+    assert worker["renewed_at"]
+
+
+async def test_copies_are_found_at_the_start(sweeper: Sweeper, db: Db, image_ids: list[ObjectId]) -> None:
+    """`sweep_all` finds documents that carry another one's state; an ordinary sweep, which is cheap, does not."""
+    db.DL_TASK.insert_one({**train_request(1), "status": "SUCCEEDED", "admitted_id": ObjectId()})
+    await sweeper.sweep()
+    assert db.DL_TASK.count_documents({"status": "SUCCEEDED"}) == 1
+    await sweeper.sweep_all()
+    assert db.DL_TASK.count_documents({"status": "PENDING"}) == 1
+
+
+async def test_a_copy_whose_admission_failed_is_admitted_by_the_next_sweep(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hint came while the database was away; the copy has a state, and is found all the same."""
+    key = db.DL_TASK.insert_one({**train_request(1), "status": "SUCCEEDED"}).inserted_id
+    send, receive = anyio.create_memory_object_stream[Any](1)
+
+    async def away(key: Any) -> Any:
+        raise AutoReconnect("away")
+
+    with monkeypatch.context() as patch, send, receive:
+        patch.setattr(store.tasks, "unadmitted", away)
+        await send.send(key)
+        send.close()
+        await sweeper.admit_from(receive)
+        with pytest.raises(AutoReconnect):
+            await sweeper.sweep()
+    assert db.DL_TASK.count_documents({"status": "SUCCEEDED"}) == 1
+    await sweeper.sweep()
+    assert db.DL_TASK.count_documents({"status": "PENDING"}) == 1
+
+
+async def test_a_bug_in_admission_is_met_once(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document that admission cannot digest is REJECTED, not looked at by every worker at every sweep."""
+
+    async def bug(*args: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(store.records, "empty_table", bug)
+    db.DL_TASK.insert_one(train_request(1))
+    await sweeper.sweep()
+    rejected = db.DL_TASK.find_one({})
+    assert rejected is not None
+    assert (rejected["status"], rejected["error_code"]) == ("REJECTED", 7)
+
+
+async def test_a_lease_is_judged_only_after_two_renewal_intervals_without_an_error(
+    store: Store,
+    sweeper: Sweeper,
+    db: Db,
+    image_ids: list[ObjectId],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a start and after every error the owners get the time to renew; then the task is taken back."""
+    db.DL_TASK.insert_one(train_request(1))
+    await run_once(sweeper, monkeypatch)
+    task = Task.from_document(await store.tasks.claim("dead", {"CPU": 1}) or {})
+    db.DL_TASK.update_one({"_id": task.key}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+
+    def status() -> Any:
+        return (db.DL_TASK.find_one({}) or {})["status"]
+
+    clock.now += 2 * QUIET_RENEW_SECONDS - 1
+    await run_once(sweeper, monkeypatch)
+    assert status() == "RUNNING"
+
+    async def away(*args: Any) -> None:
+        raise AutoReconnect("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.workers, "renew", away)
+        await run_once(sweeper, monkeypatch)
+    clock.now += 100
+    await run_once(sweeper, monkeypatch)
+    assert status() == "RUNNING"
+    clock.now += 2 * QUIET_RENEW_SECONDS - 1
+    await run_once(sweeper, monkeypatch)
+    assert status() == "RUNNING"
+    clock.now += 1
+    await run_once(sweeper, monkeypatch)
+    assert status() == "PENDING"
+
+
+async def test_a_task_that_cannot_be_taken_back_does_not_stop_the_others(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its count of failures was made a text by hand; the next one is taken back all the same."""
+    db.DL_TASK.insert_many([train_request(1), train_request(2)])
+    await run_once(sweeper, monkeypatch)
+    for _ in range(2):
+        await store.tasks.claim("dead", {"CPU": 1})
+    db.DL_TASK.update_many({}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+    db.DL_TASK.update_one({"task_id": Int64(1)}, {"$set": {"failures": "many"}})
+    clock.now += 100
+    await run_once(sweeper, monkeypatch)
+    assert {task["task_id"]: task["status"] for task in db.DL_TASK.find()} == {1: "RUNNING", 2: "PENDING"}
