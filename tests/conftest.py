@@ -1,15 +1,21 @@
 """What the tests share: one real replica set for the whole run, a database for each test."""
 
+import contextlib
 import os
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 from pymongo import MongoClient
+from pymongo.database import Database
 
 from service.embedded import embedded_mongo
+from tests.helpers import STANDIN, Service, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +61,42 @@ def shared_datasets() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+@pytest.fixture
+def db(mongo_uri: str, database_name: str) -> Iterator[Database[dict[str, Any]]]:
+    """The test's database as a client sees it."""
+    with MongoClient(mongo_uri, tz_aware=True) as client:
+        yield client[database_name]
+
+
+@pytest.fixture
+def serve(dltask_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Starts services, with the stand-in child unless they get another; settings are given as `cpu_devices=2`.
+
+    They end with the test.
+    """
+    started: list[Service] = []
+    with contextlib.ExitStack() as files:
+
+        def start(**settings: Any) -> Service:
+            env = dltask_env | {
+                "DLTASK_CHILD_COMMAND": STANDIN,
+                "STANDIN_LOG": str(tmp_path / "children.jsonl"),
+                "DLTASK_LOG_FORMAT": "json",
+                "DLTASK_SWEEP_SECONDS": "1",
+                "DLTASK_GRACE_SECONDS": "5",
+            }
+            env |= {f"DLTASK_{name.upper()}": str(value) for name, value in settings.items()}
+            log = tmp_path / f"service-{len(started)}.log"
+            out = files.enter_context(log.open("wb"))
+            process = subprocess.Popen([sys.executable, "-m", "service.cli", "serve"], env=env, stderr=out)
+            service = Service(process, log)
+            started.append(service)
+            wait_for(lambda: "service ready" in log.read_text() or process.poll() is not None)
+            return service
+
+        yield start
+        for service in started:
+            if service.process.poll() is None:
+                service.stop()

@@ -1,0 +1,83 @@
+"""The main job on real data: blood cells are imported, trained through the loss of a worker, and tested."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pymongo.database import Database
+
+from tests.helpers import Service, alive, ended, wait_for
+
+REAL_CHILD = f"{sys.executable} -m handlers.detection"
+REQUEST = {
+    "task_id": 1,
+    "task_type": "TRAIN",
+    "dataset": "bccd",
+    "split": "train",
+    "param_request": {
+        "model_name": "cells",
+        "dataset_expansion_lst": ["HOR_FLIPE", "VER_FLIPE"],
+        "device_type": "CPU",
+        "max_num_iters": 300,
+        "batch_size": 10,
+        "snap_shot_ivterval": 100,
+    },
+}
+
+
+@pytest.mark.timeout(1800)
+def test_blood_cells(
+    db: Database[dict[str, Any]],
+    serve: Callable[..., Service],
+    dltask_env: dict[str, str],
+    shared_datasets: Path,
+    tmp_path: Path,
+) -> None:
+    """300 iterations at the default rate, the worker killed after 100: one model, test mAP@.5 of at least 0.88."""
+
+    def dltask(*arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "service.cli", *arguments], env=dltask_env, check=True)
+
+    dltask("dataset", "import", "--format", "coco", str(shared_datasets / "bccd"), "--name", "bccd")
+    assert db.IMG_LAB_INFO.count_documents({}) == 4886
+    first = serve(child_command=REAL_CHILD, lease_seconds=10)
+    db.DL_TASK.insert_one(REQUEST)
+    wait_for(lambda: db.DL_TASK.find_one({"task_id": 1, "snapshot.iteration": 100}), seconds=600)
+    child = subprocess.run(["pgrep", "-P", str(first.process.pid)], capture_output=True, text=True, check=True)
+    first.kill()
+    wait_for(lambda: not any(alive(int(pid)) for pid in child.stdout.split()))
+
+    serve(child_command=REAL_CHILD, lease_seconds=10)
+    train = ended(db, 1, seconds=1200)
+    assert train["status"] == "SUCCEEDED", train
+    assert (train["attempt"], train["result"]["resumed_from_iteration"]) == (2, 100)
+    assert db.DL_MODEL.count_documents({}) == 1
+    assert train["result"]["initial_weights"].startswith("ImageNet")
+    assert train["result"]["images"] == {"used": 292, "skipped": 0, "skipped_examples": []}
+    assert train["result"]["metrics"]["on"] == "val"
+
+    test_request = {"model_name": "cells", "device_type": "CPU"}
+    request = {"task_id": 2, "task_type": "TEST", "dataset": "bccd", "split": "test", "param_request": test_request}
+    db.DL_TASK.insert_one(request)
+    test = ended(db, 2, seconds=300)
+    assert test["status"] == "SUCCEEDED", test
+    metrics = test["result"]["metrics"]
+    assert metrics["map_50"] >= 0.88, metrics
+    assert {row["class_name"]: row["instances"] for row in metrics["per_class"]} == {
+        "RBC": 805,
+        "WBC": 71,
+        "Platelets": 69,
+    }
+    assert db.DL_TEST_RESULT.count_documents({"task_id": 2, "attempt": test["attempt"]}) == 72
+
+    for task_id in ("1", "2"):
+        dltask("report", task_id, str(tmp_path / "report"))
+    pictures = [cv2.imread(str(path)) for path in (tmp_path / "report").glob("*.png")]
+    assert len(pictures) >= 2
+    # A picture with something on it: a blank sheet has no spread of values.
+    assert all(picture is not None and min(picture.shape[:2]) > 300 and np.std(picture) > 5 for picture in pictures)
