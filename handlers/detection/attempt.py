@@ -12,6 +12,7 @@ from pathlib import Path
 # First, since it sets OpenCV's limit before OpenCV is loaded.
 import handlers.detection.data  # noqa: F401  # isort: skip
 import cv2
+import torch
 
 from handlers.detection.devices import is_out_of_memory, open_device
 from handlers.detection.errors import DataError, LossError, OutOfMemory, SnapshotError, StoppedEarly
@@ -86,9 +87,16 @@ def run_rank(fifo: str, path: Path) -> None:
 
     def attempt() -> bool:
         _prepare_process()
-        ranks = join(open_device(job.devices[int(os.environ["LOCAL_RANK"])]))
+        rank = int(os.environ["LOCAL_RANK"])
+        # Each would take all cores otherwise.
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(job.devices)))
+        ranks = join(open_device(job.devices[rank]))
         try:
             trained = train(job, emit, lambda: stop.is_set() or stop_file.exists(), ranks)
+        except StoppedEarly:
+            if rank == 0:
+                raise
+            return True  # Rank 0 says it, once its snapshot is written.
         finally:
             leave()
         if trained is not None:

@@ -89,7 +89,7 @@ def launch(
     fifo.unlink(missing_ok=True)
     os.mkfifo(fifo)
     # Opened for both directions, the pipe neither blocks here nor ends when a rank closes its side.
-    with fifo.open("r+", encoding="utf-8") as reader:
+    with os.fdopen(os.open(fifo, os.O_RDWR), "r", encoding="utf-8") as reader:
         thread = threading.Thread(target=_copy_lines, args=(reader, write), name="events of the ranks")
         thread.start()
         try:
