@@ -67,7 +67,8 @@ class _Message:
             class_id = self.classes.setdefault(name, len(self.classes) + 1)
             seen[class_id] += 1
             x, y, w, h = (float(side) for side in label["bbox"])
-            boxes.append((name, x, y, w, h))
+            flags = {flag: int(label.get(flag) is True) for flag in ("crowd", "difficult")}
+            boxes.append((name, x, y, w, h, *flags.values()))
             _write(
                 self.instances,
                 {
@@ -76,8 +77,8 @@ class _Message:
                     "class_id": class_id,
                     "bbox": [x, y, w, h],
                     "area": w * h,
-                    "iscrowd": int(label.get("crowd") is True),
-                    "difficult": int(label.get("difficult") is True),
+                    "iscrowd": flags["crowd"],
+                    "difficult": flags["difficult"],
                     "mongodb_id": str(label["_id"]),
                 },
             )
@@ -165,8 +166,10 @@ async def read_given(store: Store, path: Path, refs: Path) -> None:
     """
     try:
         message = await anyio.to_thread.run_sync(lambda: orjson.loads(path.read_bytes()))
-        images = [(int(image["id"]), str(image["mongodb_id"])) for image in message["image_info"]]
-    except (ValueError, KeyError, TypeError) as error:
+        images = [(int(image["id"]), str(image["mongodb_id"]).lower()) for image in message["image_info"]]
+        if len({image_id for image_id, _ in images}) < len(images):
+            raise ValueError("two images have one id")
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise PermanentError(
             "data",
             f"the request message cannot be read: {error!r}; expected JSON with dataset_info, image_info, "
@@ -230,7 +233,8 @@ def _problem(label: Document) -> str | None:
         return f"bbox is {bbox!r}"[:100]
     if not all(isinstance(side, int | float) and not isinstance(side, bool) and math.isfinite(side) for side in bbox):
         return f"bbox is {bbox!r}"[:100]
-    if bbox[2] <= 0 or bbox[3] <= 0:
+    # The product too: that of two tiny sides is 0, and that of two huge ones no number in JSON.
+    if bbox[2] <= 0 or bbox[3] <= 0 or not 0 < float(bbox[2]) * bbox[3] < math.inf:
         return f"bbox {bbox!r} has no area"[:100]
     return None
 

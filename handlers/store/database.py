@@ -122,6 +122,8 @@ class Database:
         self, cursor: AsyncCursor[Document] | AsyncCommandCursor[Document], size: int = 1000
     ) -> AsyncGenerator[list[Document], None]:
         """The documents of `cursor`, up to `size` at a time. Use under `contextlib.aclosing`."""
+        # Else the server sends 16 MB at a time, many times that as Python objects.
+        cursor.batch_size(size)
         try:
             while batch := await self.call(cursor.to_list, size):
                 yield batch

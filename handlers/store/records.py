@@ -74,7 +74,7 @@ class Records:
         """The labels of these image records, by hex image id, each list in the order of `_id`."""
         grouped: dict[str, list[Document]] = {}
         ids = _both_forms([image["_id"] for image in images])
-        cursor = self._labels.find({"img_id": {"$in": ids}}, _LABEL_FIELDS, batch_size=20_000)
+        cursor = self._labels.find({"img_id": {"$in": ids}}, _LABEL_FIELDS)
         # The order of the index, so it costs no sort; a message must not depend on the server's mood.
         cursor = cursor.sort([("img_id", 1), ("_id", 1)])
         async with aclosing(self._db.batches(cursor, 20_000)) as batches:
