@@ -64,4 +64,4 @@ async def _fetch(transfer: Any, what: str) -> str:
 
 def _safe(name: str) -> str:
     """`name` as a file name: it comes from a document, and may be anything."""
-    return re.sub(r"[^\w.-]", "_", name).lstrip(".")[:100] or "_"
+    return re.sub(r"[^\w.-]", "_", name.removesuffix(".png")).lstrip(".")[:100] or "_"

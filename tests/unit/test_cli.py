@@ -240,7 +240,8 @@ def test_log_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("curves", "curves"), ("../../x", "_.._x"), ("a/b", "a_b"), ("..", "_"), ("", "_")]
+    ("name", "file"),
+    [("curves", "curves"), ("curves.png", "curves"), ("../../x", "_.._x"), ("a/b", "a_b"), ("..", "_"), ("", "_")],
 )
 def test_pictures_get_safe_file_names(name: str, file: str) -> None:
     """A name from a document cannot leave the folder."""
