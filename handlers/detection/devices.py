@@ -1,5 +1,6 @@
 """The one place that chooses and sets up a device."""
 
+import ctypes
 import os
 
 import torch
@@ -10,6 +11,8 @@ from handlers.detection.errors import OutOfMemory
 IMAGE_STORE_BYTES = 1 << 30
 #: Threads that read images for one rank, at most: beyond it they wait for each other more than for the images.
 _MAX_READERS = 8
+#: From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def open_device(name: str) -> torch.device:
@@ -20,7 +23,21 @@ def open_device(name: str) -> torch.device:
         # Every batch has one size, so trying out the fastest convolution once pays.
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = True
+    else:
+        _keep_freed_memory()
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Have malloc keep what torch frees, for the next step to use.
+
+    Tensors of this size are otherwise mapped and unmapped at every step, and the kernel clears each page anew: measured
+    on two cores, a third of a step's CPU time for 10 % less memory. Only glibc can be told (mallopt(3)).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def autocast(device: torch.device) -> torch.autocast:
