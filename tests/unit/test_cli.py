@@ -12,9 +12,9 @@ from bson import Decimal128, Int64, ObjectId
 from bson.datetime_ms import DatetimeMS
 from rich.console import Console
 
-from service.cli import main
-from service.fetch import _safe
-from service.show import (
+from service.cli.main import main
+from service.cli.fetch import _safe
+from service.cli.show import (
     json_text,
     log_text,
     outcome_text,
@@ -56,7 +56,7 @@ def dltask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def test_help_waits_for_no_heavy_import() -> None:
     """The command line starts without the database driver, OpenCV, numpy or torch."""
     heavy = {"pymongo", "bson", "cv2", "numpy", "torch"}
-    code = f"import sys, service.cli; print(sorted({heavy} & sys.modules.keys()))"
+    code = f"import sys, service.cli.main; print(sorted({heavy} & sys.modules.keys()))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 

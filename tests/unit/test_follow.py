@@ -8,8 +8,8 @@ from rich.console import Console
 
 from handlers.store import Store
 from handlers.store.database import Document, StoreError
-from service import follow as module
-from service.follow import count_reporter, follow, task_reporter
+from service.cli import follow as module
+from service.cli.follow import count_reporter, follow, task_reporter
 
 pytestmark = pytest.mark.anyio
 

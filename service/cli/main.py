@@ -1,8 +1,4 @@
-"""`dltask`: the command line. Only it (this module, `service.cli_*`) and `service.demo` print.
-
-Answers go to stdout, everything else to stderr. Imports that cost time stand inside the commands: `dltask --help` and
-shell completion must not wait for a database driver.
-"""
+"""The command itself, and the commands that belong to no task: serve, demo, mongo, doctor, workers."""
 
 import sys
 from pathlib import Path
@@ -11,8 +7,8 @@ from typing import Annotated, NoReturn
 import typer
 from rich.text import Text
 
-from service import cli_data, cli_tasks
-from service.cli_common import AsJson, load_settings, out, print_json, with_store
+from service.cli import data, tasks
+from service.cli.common import AsJson, load_settings, out, print_json, with_store
 
 app = typer.Typer(
     help="Train and test object detectors from MongoDB. Settings come from the environment (DLTASK_…).",
@@ -21,9 +17,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=True,
 )
-app.add_typer(cli_tasks.app)
-app.add_typer(cli_data.datasets, name="dataset")
-app.add_typer(cli_data.models, name="models")
+app.add_typer(tasks.app)
+app.add_typer(data.datasets, name="dataset")
+app.add_typer(data.models, name="models")
 
 
 def main() -> NoReturn:
@@ -90,7 +86,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where logs, data and pictures go.")] = Path("demo-output"),
 ) -> None:
     """Train and test a detector on this machine: embedded MongoDB, sample images, service; no settings needed."""
-    from service.demo import run_demo
+    from service.cli.demo import run_demo
 
     raise typer.Exit(run_demo(output))
 
@@ -103,8 +99,8 @@ def mongo(
     """Run the embedded MongoDB, a one-node replica set, until SIGTERM; print its URI when it accepts writes."""
     import anyio
 
+    from service.cli.until_signal import until_signal
     from service.embedded import embedded_mongo
-    from service.until_signal import until_signal
 
     async def run() -> None:
         async with embedded_mongo(port, data_dir) as uri:
@@ -119,8 +115,8 @@ def doctor(as_json: AsJson = False) -> None:
     """Check settings, database, replica set, indexes and GPU; exit 2 if something must be mended."""
     import anyio
 
-    from service.doctor import examine
-    from service.show import table
+    from service.cli.doctor import examine
+    from service.cli.show import table
 
     checks = anyio.run(examine, load_settings())
     if as_json:
@@ -139,7 +135,7 @@ def workers(as_json: AsJson = False) -> None:
     """Who is alive, with which devices."""
     from datetime import UTC, datetime
 
-    from service.show import age, table
+    from service.cli.show import age, table
 
     found = with_store(lambda store: store.workers.all())
     if as_json:
@@ -157,7 +153,3 @@ def workers(as_json: AsJson = False) -> None:
         for worker in found
     ]
     out().print(table(("WORKER", "HOST", "DEVICES", "RUNNING", "SEEN"), rows) if rows else "no worker is alive")
-
-
-if __name__ == "__main__":
-    main()

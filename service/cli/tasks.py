@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from service.cli_common import MAX_TASK_ID, AsJson, TaskId, fail, out, print_json, with_store
+from service.cli.common import MAX_TASK_ID, AsJson, TaskId, fail, out, print_json, with_store
 
 if TYPE_CHECKING:
     from handlers.store import Store
@@ -102,7 +102,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """The newest tasks, or one of them in detail, and why one waits."""
-    from service.show import queue_of, task_table, tasks_table
+    from service.cli.show import queue_of, task_table, tasks_table
 
     async def read(store: "Store") -> tuple[Any, Any, Any, Any]:
         one = await _task(store, task_id) if task_id is not None else None
@@ -136,8 +136,8 @@ async def _task(store: "Store", task_id: int) -> dict[str, Any]:
 @app.command()
 def wait(task_id: TaskId, as_json: AsJson = False) -> None:
     """Follow a task to its end; exit 1 unless it succeeded."""
-    from service.follow import follow, task_reporter
-    from service.show import classes_table, outcome_text, part, printable, state
+    from service.cli.follow import follow, task_reporter
+    from service.cli.show import classes_table, outcome_text, part, printable, state
 
     # With --json stdout is for the document alone, so a bar goes to stderr, and lines nowhere.
     console = Console(stderr=True) if as_json else out()
@@ -160,7 +160,7 @@ def cancel(task_id: TaskId) -> None:
     """Ask for a task to be cancelled."""
     from schemas.enums import END_STATES
     from schemas.numbers import bson_uint64
-    from service.show import state
+    from service.cli.show import state
 
     async def ask(store: "Store") -> str:
         found = await _task(store, task_id)
@@ -178,7 +178,7 @@ def cancel(task_id: TaskId) -> None:
 def logs(task_id: TaskId, as_json: AsJson = False) -> None:
     """The log of one task, over all attempts."""
     from schemas.numbers import bson_uint64
-    from service.show import log_text
+    from service.cli.show import log_text
 
     async def read(store: "Store") -> list[str]:
         await _task(store, task_id)
@@ -202,7 +202,7 @@ def _parsed(line: str) -> Any:
 @app.command()
 def report(task_id: TaskId, folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: AsJson = False) -> None:
     """Write the pictures of a task into DIR; print their paths."""
-    from service.fetch import fetch_reports
+    from service.cli.fetch import fetch_reports
 
     async def fetch(store: "Store") -> list[Path]:
         return await fetch_reports(store, await _task(store, task_id), folder)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.cli_common import AsJson, fail, out, print_json, with_store
+from service.cli.common import AsJson, fail, out, print_json, with_store
 
 datasets = typer.Typer(help="Bring data sets into MongoDB, list and export them.", no_args_is_help=True)
 models = typer.Typer(help="List and export the registered models.", invoke_without_command=True)
@@ -18,7 +18,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     """Every version of every registered model."""
     from datetime import UTC, datetime
 
-    from service.show import age, table
+    from service.cli.show import age, table
 
     if context.invoked_subcommand is not None:
         return
@@ -51,7 +51,7 @@ def models_export(
     as_json: AsJson = False,
 ) -> None:
     """Write a model's ONNX file and its class list into DIR; print their paths."""
-    from service.fetch import export_model
+    from service.cli.fetch import export_model
 
     try:
         paths = with_store(lambda store: export_model(store, reference, folder))
@@ -73,8 +73,8 @@ def dataset_import(
     as_json: AsJson = False,
 ) -> None:
     """Bring images and labels into MongoDB; an import that was cut off goes on where it stopped."""
+    from service.cli.follow import count_reporter
     from service.datasets import Summary, import_dataset, open_source
-    from service.follow import count_reporter
 
     if form not in ("coco", "voc"):
         fail(f"--format is {form!r}; expected coco or voc")
@@ -90,8 +90,8 @@ def dataset_import(
 @datasets.command("list")
 def dataset_list(as_json: AsJson = False) -> None:
     """The data sets and how many images are in each split."""
+    from service.cli.show import table
     from service.datasets import list_datasets
-    from service.show import table
 
     found = with_store(list_datasets)
     if as_json:
@@ -116,8 +116,8 @@ def dataset_export(
     as_json: AsJson = False,
 ) -> None:
     """Write a data set into DIR: annotations.json, images/ and split.json."""
+    from service.cli.follow import count_reporter
     from service.datasets import export_dataset
-    from service.follow import count_reporter
 
     if form != "coco":
         fail(f"--format is {form!r}; expected coco")
@@ -127,7 +127,7 @@ def dataset_export(
 
 
 def _tell(summary: Any, done: str, as_json: bool) -> None:
-    from service.show import printable
+    from service.cli.show import printable
 
     if as_json:
         print_json(summary.document())
