@@ -5,10 +5,12 @@ then never given back, and once the pool is used up every later operation hangs 
 package sees the client, and everything inside goes through `Database.call` or `Database.batches`.
 """
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, unquote_plus
 
 import anyio
 import anyio.lowlevel
@@ -20,7 +22,6 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.command_cursor import AsyncCommandCursor
 from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import ConfigurationError, DocumentTooLarge, InvalidURI, OperationFailure, PyMongoError
-from pymongo.uri_parser import parse_uri
 from pymongo.write_concern import WriteConcern
 
 from handlers.errors import StartupError
@@ -79,17 +80,22 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
 
 
 def masked(text: str, uri: str) -> str:
-    """`text` without the password that `uri` carries, however it is written there."""
-    try:
-        password = parse_uri(uri, validate=False, warn=False)["password"]
-    except (InvalidURI, ConfigurationError, ValueError):
-        password = None
-    # A URI that does not parse may still hold one between the colon and the at sign.
-    raw = uri.rpartition("@")[0].rpartition(":")[2] if "@" in uri else ""
-    for secret in (password, raw, quote_plus(password or "")):
-        if secret and not secret.startswith("//"):
-            text = text.replace(secret, "***")
+    """`text` without the secrets that `uri` carries, however they are written there."""
+    for secret in _secrets(uri):
+        text = text.replace(secret, "***")
     return text
+
+
+@lru_cache(maxsize=8)  # each value of each log line is masked
+def _secrets(uri: str) -> tuple[str, ...]:
+    # Not by PyMongo's parser, which asks the name service about mongodb+srv, and has no answer for a URI that is wrong
+    # and may hold a password all the same. Up to the last @, since a password that is not escaped may have one in it.
+    name_and_password, at, rest = uri.partition("://")[2].rpartition("@")
+    found = [name_and_password.partition(":")[2]] if at else []
+    found += re.findall(r"(?i)(?:password=|token:)([^&,]+)", rest)
+    forms = {form for raw in found for form in (raw, unquote_plus(raw), quote_plus(unquote_plus(raw)))}
+    # Longest first, lest a part of one be left over.
+    return tuple(sorted((form for form in forms if form), key=len, reverse=True))
 
 
 class Database:
@@ -214,7 +220,12 @@ async def connect(uri: str, name: str) -> AsyncIterator[Database]:
             uri, timeoutMS=OPERATION_TIMEOUT_MS, connectTimeoutMS=5000, heartbeatFrequencyMS=2000, appname="dltask"
         )
     except (InvalidURI, ConfigurationError, ValueError, TypeError) as error:
-        raise StartupError(f"DLTASK_MONGODB_URI is not a MongoDB URI: {masked(brief(error), uri)}") from None
+        # PyMongo quotes what it could not make out: where a password is not escaped, that is some part of it.
+        why = f": {brief(error)}" if "@" not in uri else ""
+        raise StartupError(
+            f"DLTASK_MONGODB_URI is not a MongoDB URI{why}; expected mongodb://[user:password@]host[:port]/?replicaSet="
+            "NAME, with special characters of the password percent-encoded"
+        ) from None
     try:
         yield Database(client, name)
     finally:
