@@ -12,8 +12,8 @@ from bson import Decimal128, Int64, ObjectId
 from bson.datetime_ms import DatetimeMS
 from rich.console import Console
 
-from service.cli.main import main
 from service.cli.fetch import _safe
+from service.cli.main import main
 from service.cli.show import (
     json_text,
     log_text,
