@@ -174,7 +174,7 @@ def _scratch_mask(rng: Generator, height: int, width: int) -> Field:
 def _draw_scratch(rng: Generator, surface: Field, mask: Field, light: float) -> Field:
     """A bright groove with a dark edge on the side away from the light."""
     shadow = _shifted(mask, -1.5 * math.cos(light), -1.5 * math.sin(light))
-    strength = rng.uniform(45, 80)
+    strength = rng.uniform(32, 80)
     edge = 0.6 * np.clip(shadow - mask, 0, 1)
     return np.asarray(surface + strength * (mask - edge)[..., None], np.float32)
 
@@ -195,7 +195,7 @@ def _draw_pit(rng: Generator, surface: Field, mask: Field, light: float) -> Fiel
     """Dark, with the wall towards the light in shadow and the wall opposite lit."""
     x, y = 3 * math.cos(light), 3 * math.sin(light)
     relief = _shifted(mask, x, y) - _shifted(mask, -x, -y)
-    depth = rng.uniform(40, 70) * mask + rng.uniform(25, 40) * relief * mask
+    depth = rng.uniform(28, 70) * mask + rng.uniform(25, 40) * relief * mask
     return np.asarray(surface - depth[..., None], np.float32)
 
 
@@ -216,7 +216,7 @@ def _draw_stain(rng: Generator, surface: Field, mask: Field, light: float) -> Fi
     tints = ((0.62, 0.76, 0.92), (0.72, 0.7, 0.68), (0.84, 0.8, 0.74))
     tint = np.array(tints[rng.integers(len(tints))], np.float32)
     rim = 4 * mask * (1 - mask)
-    depth = (rng.uniform(0.75, 1) * mask + 0.35 * rim)[..., None]
+    depth = (rng.uniform(0.55, 1) * mask + 0.35 * rim)[..., None]
     return np.asarray(surface * (1 - depth * (1 - tint)), np.float32)
 
 
