@@ -1,5 +1,8 @@
 """Several devices train as one: the batch is shared out, all stop at the same iteration, an error of one ends all."""
 
+import os
+import select
+import signal
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,34 @@ def test_an_error_in_the_ranks_is_one_failure(tmp_path: Path) -> None:
     failures = [event for event in events if isinstance(event, Failed)]
     assert [failure.kind for failure in failures] == ["loss"]
     assert sum(f"{number:024x}" in failures[0].message for number in range(1, 13)) == 4
+
+
+def test_a_killed_rank_ends_the_attempt(tmp_path: Path) -> None:
+    """The others do not wait for it: the attempt fails, and no process is left."""
+    job = make_job(tmp_path, devices=TWO, max_num_iters=100_000)
+    with child() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{write_job(tmp_path, job)}\n")
+        process.stdin.flush()
+        while '"progress"' not in process.stdout.readline():
+            assert process.poll() is None
+        ranks = rank_pids(process.pid)
+        assert len(ranks) == 2
+        handles = [os.pidfd_open(pid) for pid in ranks]
+        signal.pidfd_send_signal(handles[1], signal.SIGKILL)
+        events = parse_events(process.stdout.read())
+        assert process.wait() == 1
+    assert isinstance(events[-1], Failed)
+    assert events[-1].kind == "bug"
+    for handle in handles:
+        # A pidfd becomes readable when its process ends.
+        assert select.select([handle], [], [], 60)[0]
+        os.close(handle)
+
+
+def rank_pids(launcher: int) -> list[int]:
+    """The processes that the launcher spawned as ranks, the tracker of multiprocessing apart."""
+    lists = Path(f"/proc/{launcher}/task").glob("*/children")
+    pids = sorted(int(pid) for path in lists for pid in path.read_text().split())
+    return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
