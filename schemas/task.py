@@ -55,7 +55,9 @@ class TaskRequest(BaseModel):
     img_mongodb_ids: list[str] = Field(default=[], description="ObjectIds in IMG_INFO, or their hex strings.")
     val_img_mongodb_ids: list[str] = Field(default=[], description="TRAIN: the images to validate on.")
     dataset: str | None = Field(default=None, description="Instead of ids: the images with this `dataset`…")
-    split: str | None = Field(default=None, description="… and this `split`; all its splits but `test` if absent.")
+    split: str | None = Field(
+        default=None, description="… and this `split`; all but `test` if absent. TRAIN: not `test`."
+    )
     json_mongodb_id: str | None = Field(default=None, description="A stored request message to run on.")
     priority: int = Field(default=0, description="Higher first.")
     max_attempts: int = Field(default=DEFAULT_MAX_ATTEMPTS, ge=1, le=100)

@@ -275,6 +275,10 @@ class Tasks:
                 "status": TaskStatus.PENDING.name,
                 "$or": needs,
                 "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
+                # What the update counts up and appends to. A document whose own was changed by hand into something
+                # else would fail each claim, and as the first of the queue stop them all.
+                "attempt": {"$type": "number"},
+                "history": {"$type": "array"},
             },
             update,
             sort=QUEUE_ORDER,
