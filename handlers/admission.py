@@ -76,8 +76,9 @@ async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | R
         await _model(store, task_type, params)
         await _collections(store, task_type)
         message_id = await _message(store, document)
+        split = document.get("split")
         if message_id is None:
-            await _images(store, document)
+            split = await _images(store, document, task_type)
     except _Rejected as rejected:
         return rejected.rejection
     fields: dict[str, Any] = {
@@ -89,6 +90,8 @@ async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | R
     }
     if message_id is not None:
         fields["json_mongodb_id"] = message_id
+    if split is not None:
+        fields["split"] = split
     return fields
 
 
@@ -227,7 +230,8 @@ async def _message(store: Store, document: Mapping[str, Any]) -> str | None:
     return str(file_id)
 
 
-async def _images(store: Store, document: Mapping[str, Any]) -> None:
+async def _images(store: Store, document: Mapping[str, Any], task_type: TaskTypeClass) -> str | None:
+    """The split to use: the one asked for; else None, or for a test the one that is kept for tests."""
     for field in ("img_mongodb_ids", "val_img_mongodb_ids"):
         ids = document.get(field)
         if ids is None:
@@ -244,15 +248,17 @@ async def _images(store: Store, document: Mapping[str, Any]) -> None:
                 f"{field}: {len(missing)} of {len(ids)} ids are not in IMG_INFO: {named}"
                 f"{', …' if len(missing) > _IDS_NAMED else ''}; expected ObjectIds or their 24 hex digits",
             )
-    if document.get("img_mongodb_ids"):
-        return
     dataset, split = document.get("dataset"), document.get("split")
+    if document.get("img_mongodb_ids"):
+        return split
     if not dataset:
         raise _Rejected(
             TaskErrorCode.IMAG_MONGOID_INVALID,
             "img_mongodb_ids",
             "img_mongodb_ids is empty; expected image ids, a dataset, or a json_mongodb_id",
         )
+    if task_type is TaskTypeClass.TEST and split is None and await store.records.has_images(dataset, "test"):
+        split = "test"
     if not await store.records.has_images(dataset, split):
         raise _Rejected(
             TaskErrorCode.IMAG_MONGOID_INVALID,
@@ -260,3 +266,4 @@ async def _images(store: Store, document: Mapping[str, Any]) -> None:
             f"dataset is {shown(dataset)}; expected one with images in IMG_INFO in "
             f"{'any split but test' if split is None else f'split {shown(split)}'}",
         )
+    return split

@@ -28,7 +28,7 @@ from service.watcher import Watcher
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-#: Hints that wait for admission; beyond, the sweep finds the documents.
+#: Hints that wait for admission; beyond, the stream waits too.
 _HINTS = 1000
 
 
@@ -54,8 +54,11 @@ async def serve(settings: Settings, story: logs.Story) -> None:
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     structlog.contextvars.bind_contextvars(owner=owner)
     async with connect_store(uri, settings.database, lease_seconds=settings.lease_seconds) as store:
-        await store.database.check()
-        await store.database.create_indexes()
+        try:
+            await store.database.check()
+            await store.database.create_indexes()
+        except StoreError as error:
+            raise StartupError(f"MongoDB went away while starting: {brief(error)}") from error
         devices = await find_devices(settings)
         with run_folder(settings.cache_dir, owner) as runs:
             await _serve(settings, story, store, devices, owner, runs)

@@ -21,7 +21,7 @@ from handlers.errors import LostTask, PermanentError, TemporaryError
 from handlers.images import ImageCache
 from handlers.store import Store
 from handlers.store.database import Document, StoreError, brief
-from handlers.store.tasks import TaskError
+from handlers.store.tasks import CANCELLED, TaskError
 from schemas.enums import TaskStatus
 from schemas.numbers import bson_uint64
 from schemas.task import Task
@@ -243,9 +243,7 @@ class Attempt:
             # Also after a cancel or a drain that came too late: the work is done, and the first fenced write wins.
             await self._succeed(outcome)
         elif self._ending is Ending.CANCELLED:
-            error = TaskError("cancelled", "the client set cancel_requested")
-            await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=error))
-            log.info("task cancelled")
+            await self._cancelled()
         elif self._ending is Ending.DRAINED or isinstance(outcome, child_job.Stopped):
             await self._write(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
             log.info("task released")
@@ -288,6 +286,10 @@ class Attempt:
         else:
             await self._fail(error)
 
+    async def _cancelled(self) -> None:
+        await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=CANCELLED))
+        log.info("task cancelled")
+
     async def _fail(self, error: TaskError) -> None:
         await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.FAILED, error=error))
         log.error("task failed", kind=error.kind, reason=error.message, field=error.field)
@@ -296,9 +298,7 @@ class Attempt:
         self, error: TaskError, *, delay: float | None = None, batch_size_limit: int | None = None
     ) -> None:
         if self._ending is Ending.CANCELLED:
-            cancelled = TaskError("cancelled", "the client set cancel_requested")
-            await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=cancelled))
-            log.info("task cancelled")
+            await self._cancelled()
             return
         after = await self._write(
             lambda: self._store.tasks.retry(self.task, error, delay=delay, batch_size_limit=batch_size_limit)

@@ -23,7 +23,7 @@ def submit(
     task_type: Annotated[str, typer.Argument(metavar="train|test", show_default=False)],
     model_name: Annotated[str, typer.Option(help="The model to train, or to test (NAME or NAME:VERSION).")],
     dataset: Annotated[str, typer.Option(help="The data set to use.")],
-    split: Annotated[str | None, typer.Option(help="The split to use; else all but `test`.")] = None,
+    split: Annotated[str | None, typer.Option(help="Else `test`, or all but that for a training.")] = None,
     param: Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="A parameter; repeatable.")] = None,
     task_id: Annotated[int | None, typer.Option(min=0, max=MAX_TASK_ID, help="Else a fresh one.")] = None,
     wait_for_it: Annotated[bool, typer.Option("--wait", help="Follow the task to its end.")] = False,

@@ -456,3 +456,16 @@ async def test_unknown_fields_are_kept(store: Store, db: Db, image_ids: list[Obj
     document = await answer(store, db, train_request(1, comment={"by": "me", "$x": [1, 2.5]}))
     assert document["comment"] == {"by": "me", "$x": [1, 2.5]}
     assert document["status"] == "PENDING"
+
+
+async def test_a_test_without_a_split_takes_the_one_kept_for_tests(store: Store, db: Database[dict[str, Any]]) -> None:
+    """`split` becomes `test` where the data set has one, and stays open where it has none."""
+    for dataset, split in (("parted", "train"), ("parted", "test"), ("whole", None)):
+        db.IMG_INFO.insert_one({"file_name": "a.jpg", "dataset": dataset, "split": split, "width": 1, "height": 1})
+    db.DL_MODEL.insert_one({"model_name": "there", "version": 1, "task_id": 99})
+    for task_id, dataset in enumerate(("parted", "whole")):
+        request = {"task_id": task_id, "task_type": "TEST", "dataset": dataset}
+        key = db.DL_TASK.insert_one({**request, "param_request": {"model_name": "there"}}).inserted_id
+        await admit(store, key)
+    found = {task["dataset"]: (task["status"], task.get("split")) for task in db.DL_TASK.find()}
+    assert found == {"parted": ("PENDING", "test"), "whole": ("PENDING", None)}
