@@ -1,7 +1,8 @@
-"""What the child's environment (`handlers.detection.job.ENVIRONMENT`) is worth, on the CPU.
+"""What a training step gains, on the CPU, by how the child sets up its process.
 
-Prints the wall time of a training step with it and without it (the floor being torch as it comes), alone on the machine
-and with a second training beside it, as ratios. The two are run in turn, `--rounds` times.
+The child has threads that wait for each other sleep (`handlers.detection.__main__`), and freed memory kept
+(`handlers.detection.devices.open_device`). Prints the wall time of a step with that and with torch as it comes, alone on
+the machine and with a second training beside it, as ratios. The two are run in turn, `--rounds` times.
 """
 
 import argparse
@@ -10,10 +11,11 @@ import statistics
 import subprocess
 import sys
 
-from handlers.detection.job import ENVIRONMENT
-
 STEP = """
-import time, torch
+import sys, time, torch
+from handlers.detection.devices import open_device
+if "ours" in sys.argv:
+    open_device("cpu")
 from handlers.detection.models import MobileNetSSD
 network = MobileNetSSD(3, 320, None).train().to(memory_format=torch.channels_last)
 images = torch.randint(0, 255, (10, 320, 320, 3), dtype=torch.uint8)
@@ -27,13 +29,13 @@ print(min(times[1:]))
 """
 
 
-def step_seconds(environment: dict[str, str], at_once: int) -> float:
+def step_seconds(name: str, at_once: int) -> float:
     """Seconds of a step of batch 10 at 320 pixels: the mean over processes of each one's best."""
-    clean = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
-    running = [
-        subprocess.Popen([sys.executable, "-c", STEP], env=clean | environment, stdout=subprocess.PIPE)
-        for _ in range(at_once)
-    ]
+    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    if name == "ours":
+        env["OMP_WAIT_POLICY"] = "PASSIVE"
+    command = [sys.executable, "-c", STEP, name]
+    running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE) for _ in range(at_once)]
     return statistics.mean(float(process.communicate()[0]) for process in running)
 
 
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     for at_once in (1, 2):
-        pairs = [(step_seconds(ENVIRONMENT, at_once), step_seconds({}, at_once)) for _ in range(rounds)]
+        pairs = [(step_seconds("ours", at_once), step_seconds("bare", at_once)) for _ in range(rounds)]
         ratios = sorted(ours / theirs for ours, theirs in pairs)
         print(
             f"{at_once} training(s) at once: ours {statistics.median(p[0] for p in pairs):.2f} s a step, torch as it "

@@ -16,7 +16,7 @@ from anyio.abc import ByteReceiveStream, Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 from pydantic import ValidationError
 
-from handlers.detection.job import ENVIRONMENT, EVENT, Event
+from handlers.detection.job import EVENT, Event
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -139,10 +139,7 @@ class Children:
 
     async def _start(self) -> Child:
         # No setting reaches the child: it has no use for MongoDB's address, and must not be able to leak it.
-        # What an operator has set in the worker's own environment goes before what is good for most.
-        environment = ENVIRONMENT | {
-            name: value for name, value in os.environ.items() if not name.startswith("DLTASK_")
-        }
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DLTASK_")}
         process = await anyio.open_process(self._command, start_new_session=True, env=environment)
         child = Child(process)
         self._group.start_soon(child.forward_stderr)

@@ -38,11 +38,11 @@ def run(path: Path, emit: Emit, stop: threading.Event) -> int:
 def _run(path: Path, emit: Emit, stop: threading.Event) -> bool:
     job = Job.model_validate_json(path.read_bytes())
     job.out.mkdir(parents=True, exist_ok=True)
+    _prepare_process()
     if job.kind == "TEST":
         emit(run_test(job, emit, stop.is_set))
         return True
     if len(job.devices) == 1:
-        _prepare_process()
         trained = train(job, emit, stop.is_set, Ranks())
         assert trained is not None
         emit(trained)

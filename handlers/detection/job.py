@@ -12,19 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from schemas.result import ImagesUsed, Metrics
 
-#: What the child's process is to be started with; once its libraries are loaded it is too late.
-#: `benchmarks/environment.py` prints what each is worth.
-ENVIRONMENT = {
-    # Threads that wait for each other sleep. By default they spin, and two trainings beside each other then spend
-    # most of their time in keeping each other from working.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # A training step frees and asks for the same gigabyte again. By default glibc gives it back to the kernel in
-    # between, which has to clear every page anew.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-}
-
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -32,9 +32,9 @@ _TRAIN_PARAMS = {
     "model_name": "demo",
     "dataset_expansion_lst": ["HOR_FLIPE", "VER_FLIPE"],
     "device_type": "GPU",
-    "max_num_iters": 200,
+    "max_num_iters": 150,
     "batch_size": 10,
-    "snap_shot_ivterval": 100,
+    "snap_shot_ivterval": 50,
 }
 _TEST_PARAMS = {"model_name": "demo", "device_type": "GPU"}
 _DATASET = "samples"
