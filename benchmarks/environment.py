@@ -1,8 +1,8 @@
 """What a training step gains, on the CPU, by how the child sets up its process.
 
 The child has threads that wait for each other sleep (`handlers.detection.__main__`), and freed memory kept
-(`handlers.detection.devices.open_device`). Prints the wall time of a step with that and with torch as it comes, alone on
-the machine and with a second training beside it, as ratios. The two are run in turn, `--rounds` times.
+(`handlers.detection.devices.open_device`). Prints the wall time of a step with that and with torch as it comes, alone
+on the machine and with a second training beside it, as ratios. The two are run in turn, `--rounds` times.
 """
 
 import argparse
