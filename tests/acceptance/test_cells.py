@@ -1,5 +1,6 @@
 """The main job on real data: blood cells are imported, trained through the loss of a worker, and tested."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -81,3 +82,11 @@ def test_blood_cells(
     assert len(pictures) >= 2
     # A picture with something on it: a blank sheet has no spread of values.
     assert all(picture is not None and min(picture.shape[:2]) > 300 and np.std(picture) > 5 for picture in pictures)
+
+    # The page on the ONNX file, word for word.
+    dltask("models", "export", "cells", str(tmp_path))
+    page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    shutil.copy(shared_datasets / "bccd" / "images" / "BloodImage_00007.jpg", tmp_path / "picture.jpg")
+    ran = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.count("RBC") >= 3, ran.stdout

@@ -1,8 +1,9 @@
 """Train on a COCO folder through the child alone, test, and print mAP for each seed. No MongoDB takes part.
 
-    python benchmarks/train_bccd.py ../shared/datasets/bccd --seeds 0 1 2
+    python benchmarks/training.py ../shared/datasets/bccd --seeds 0 1 2
 
-The folder has `annotations.json`, `images/` and `split.json` ({split: [file names]}).
+Without a folder it takes that one. The folder has `annotations.json`, `images/` and `split.json`
+({split: [file names]}).
 """
 
 import argparse
@@ -94,8 +95,8 @@ def run_child(folder: Path, work: Path, job: dict[str, Any], message: dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("../shared/datasets/bccd"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--expand", nargs="*", default=["HOR_FLIPE", "VER_FLIPE"])
@@ -104,6 +105,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a new folder to keep everything in")
     chosen = parser.parse_args()
     folder = chosen.folder.resolve()
+    if not folder.is_dir():
+        sys.exit(f"{folder} is not there; name a COCO folder")
     for seed in chosen.seeds:
         with tempfile.TemporaryDirectory() as temporary:
             work = (chosen.keep or Path(temporary)).resolve() / f"seed{seed}"
