@@ -109,7 +109,13 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
             background.start_soon(sweeper.run)
             background.start_soon(keep_clean, store, cache)
             await children.warm_up()
-            log.info("service ready", version=version("dltask"), database=settings.database, devices=devices.total)
+            log.info(
+                "service ready",
+                version=version("dltask"),
+                database=settings.database,
+                devices=devices.total,
+                gpu_fallback=devices.fallback,
+            )
             try:
                 # Returns once drained: attempts first, since they need the watcher, the leases and the database.
                 await dispatcher.run()
