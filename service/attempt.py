@@ -139,6 +139,10 @@ class Attempt:
                 await self._retry(TaskError(error.kind, str(error)), delay=error.delay)
             except StoreError as error:
                 await self._retry(TaskError("database", brief(error)))
+            except OSError as error:
+                # A full disk, no more processes: this machine's fault, and another worker may do better.
+                log.exception("fault of this machine")
+                await self._retry(TaskError("machine", str(error)))
             except Exception:
                 # The one broad catch: a bug in a handler ends its task, not the worker and the tasks beside it.
                 log.exception("bug in a handler")
@@ -171,11 +175,13 @@ class Attempt:
     async def _listen(self, child: Child) -> None:
         """Take in what the child reports, until it ends or has been silent too long."""
         try:
-            with anyio.fail_after(self._silence_seconds) as self._patience:
+            # It may have been told to stop before it was listened to.
+            patience = self._silence_seconds if self._ending is None else self._grace_seconds
+            with anyio.fail_after(patience) as self._patience:
                 async for event in child.events():
+                    await self._take_in(event)
                     if self._ending is None:
                         self._patience.deadline = anyio.current_time() + self._silence_seconds
-                    await self._take_in(event)
         except TimeoutError:
             child.kill()
             if self._ending is None:

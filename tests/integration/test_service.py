@@ -285,3 +285,30 @@ def test_a_second_signal_changes_nothing(db: Db, serve: Serve, image_ids: list[O
     assert waiting is not None
     assert waiting["status"] == "PENDING"
     assert waiting["snapshot"]["iteration"] > 0
+
+
+def test_a_fault_of_the_machine_is_not_the_tasks(
+    db: Db, serve: Serve, image_ids: list[ObjectId], dltask_env: dict[str, str]
+) -> None:
+    """Where the worker cannot write, the task goes back to the queue, until its attempts are used up."""
+    cache = Path(dltask_env["DLTASK_CACHE_DIR"])
+    cache.mkdir()
+    (cache / "images").write_text("a file where a folder belongs")
+    serve()
+    db.DL_TASK.insert_one(train_request(1, max_attempts=2))
+    document = ended(db, 1)
+    assert (document["status"], document["attempt"], document["failures"]) == ("FAILED", 2, 2)
+    assert document["error"]["kind"] == "machine"
+
+
+def test_a_cancel_while_the_child_is_being_started_does_not_wait_for_the_watchdog(
+    db: Db, serve: Serve, image_ids: list[ObjectId]
+) -> None:
+    """However early a cancel arrives, a child that ignores it is killed after the grace period."""
+    serve(grace_seconds=1, cpu_devices=4)
+    for task_id in range(4):
+        db.DL_TASK.insert_one(train_request(task_id, model_name="deaf", iterations=10_000))
+        wait_for(lambda n=task_id: db.DL_TASK.find_one({"task_id": n, "status": "RUNNING"}))
+        db.DL_TASK.update_one({"task_id": task_id}, {"$set": {"cancel_requested": True}})
+    for task_id in range(4):
+        assert ended(db, task_id)["status"] == "CANCELLED"
