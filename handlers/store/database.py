@@ -58,6 +58,9 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
                 ("param_request.device_num", ASCENDING),
             ],
             name="queue",
+            # Not of documents as clients write them, nor of rejected ones: MongoDB refuses to index two lists of one
+            # document, and a client would get a driver's error instead of a code.
+            partialFilterExpression={"error_code": 0},
         ),
         # Finds copies of admitted documents from the index alone (see `Tasks.copied_keys`).
         IndexModel([("admitted_id", ASCENDING), ("_id", ASCENDING)], name="admitted"),

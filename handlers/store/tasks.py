@@ -35,6 +35,9 @@ QUEUE_ORDER = [("priority", DESCENDING), ("create_time", ASCENDING)]
 _NOT_ADMITTED: Document = {"$expr": {"$ne": ["$admitted_id", "$_id"]}}
 _ADMITTED: Document = {"$expr": {"$eq": ["$admitted_id", "$_id"]}}
 
+#: What the index `queue` holds, all waiting and running tasks among it; a query that does not say so cannot use it.
+_IN_QUEUE_INDEX: Document = {"error_code": int(TaskErrorCode.OK)}
+
 _WITHOUT_LISTS = dict.fromkeys(ID_LISTS, False)
 
 #: Codes of an update whose outcome would be over 16 MB.
@@ -128,8 +131,12 @@ class Tasks:
         """The newest documents, running and waiting ones first, without id lists and reports."""
         found: list[Document] = []
         fields = {**_WITHOUT_LISTS, "history": False, "result.metrics.per_class": False}
-        for states in (["RUNNING", "PENDING", None], ["SUCCEEDED", "FAILED", "CANCELLED", "REJECTED"]):
-            cursor = self._tasks.find({"status": {"$in": states}}, fields).sort("create_time", DESCENDING)
+        for which in (
+            {"admitted_id": None},
+            {"status": {"$in": ["RUNNING", "PENDING"]}, "admitted_id": {"$ne": None}, **_IN_QUEUE_INDEX},
+            {"status": {"$in": ["SUCCEEDED", "FAILED", "CANCELLED", "REJECTED"]}, "admitted_id": {"$ne": None}},
+        ):
+            cursor = self._tasks.find(which, fields).sort("create_time", DESCENDING)
             found += await self._db.call(cursor.limit(limit - len(found)).to_list) if len(found) < limit else []
         return found
 
@@ -160,8 +167,8 @@ class Tasks:
         return bson.decode(found.raw, CODEC), len(found.raw)
 
     async def new_keys(self, limit: int) -> list[Any]:
-        """`_id`s of documents without a state: inserted, not yet looked at."""
-        cursor = self._tasks.find({"status": None}, {"_id": True}).limit(limit)
+        """`_id`s of documents that no worker has looked at, copies of admitted ones apart (see `copied_keys`)."""
+        cursor = self._tasks.find({"admitted_id": None}, {"_id": True}).limit(limit)
         return [document["_id"] for document in await self._db.call(cursor.to_list)]
 
     async def copied_keys(self) -> AsyncGenerator[Any, None]:
@@ -274,6 +281,7 @@ class Tasks:
             {
                 "status": TaskStatus.PENDING.name,
                 "$or": needs,
+                **_IN_QUEUE_INDEX,
                 "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
                 # What the update counts up and appends to. A document whose own was changed by hand into something
                 # else would fail each claim, and as the first of the queue stop them all.
@@ -293,6 +301,7 @@ class Tasks:
             {
                 "status": TaskStatus.PENDING.name,
                 **_fits(kind, total),
+                **_IN_QUEUE_INDEX,
                 "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
             },
             {
@@ -398,7 +407,7 @@ class Tasks:
     async def expired(self) -> list[Expired]:
         """Running tasks whose lease is over."""
         cursor = self._tasks.find(
-            {"status": TaskStatus.RUNNING.name, "$expr": self._lease_over()},
+            {"status": TaskStatus.RUNNING.name, **_IN_QUEUE_INDEX, "$expr": self._lease_over()},
             {"task_id": True, "owner": True, "attempt": True},
         )
         return [
@@ -425,7 +434,7 @@ class Tasks:
         only = {} if key is None else {"_id": key}
         ended = await self._db.call(
             self._tasks.update_many,
-            {"status": TaskStatus.PENDING.name, "cancel_requested": True, **_ADMITTED, **only},
+            {"status": TaskStatus.PENDING.name, "cancel_requested": True, **_IN_QUEUE_INDEX, **_ADMITTED, **only},
             [
                 {
                     "$set": {

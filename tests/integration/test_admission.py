@@ -469,3 +469,17 @@ async def test_a_test_without_a_split_takes_the_one_kept_for_tests(store: Store,
         await admit(store, key)
     found = {task["dataset"]: (task["status"], task.get("split")) for task in db.DL_TASK.find()}
     assert found == {"parted": ("PENDING", "test"), "whole": ("PENDING", None)}
+
+
+async def test_lists_where_single_values_belong_are_answered_with_a_code(
+    store: Store, db: Database[dict[str, Any]]
+) -> None:
+    """No index refuses the insert, although MongoDB cannot index two lists of one document together."""
+    params = {"model_name": "m", "device_type": ["CPU", "GPU"], "device_num": [1, 2]}
+    request = {"task_id": 1, "task_type": "TRAIN", "priority": [1, 2], "status": ["PENDING"], "param_request": params}
+    key = db.DL_TASK.insert_one(request).inserted_id
+    assert await store.tasks.new_keys(10) == [key]
+    await admit(store, key)
+    answered = db.DL_TASK.find_one({"_id": key})
+    assert answered is not None
+    assert (answered["status"], answered["error_code"]) == ("REJECTED", 7)
