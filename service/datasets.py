@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import orjson
+from bson import ObjectId
 
 from handlers.store import Store
 from handlers.store.database import Document
@@ -104,15 +105,17 @@ async def import_dataset(store: Store, source: Source, name: str, on_progress: O
 
     async def work() -> None:
         nonlocal done
-        # One iterator for all workers: `next` does not await, so no two of them meet in it.
+        # One iterator for all workers: `next` does not await, so no two of them meet in it. Ids are given here too, in
+        # the order of the source: messages list images by id, and the same folder must train to the same model.
         for entry in source.entries:
+            image_id = ObjectId()
             if isinstance(entry, Bad):
                 summary.failed_images += 1
                 summary.problem(entry.name, entry.reason)
             elif entry.file_name in present:
                 summary.already_there += 1
             else:
-                await _import_one(store, entry, name, summary)
+                await _import_one(store, image_id, entry, name, summary)
             done += 1
             on_progress(done, source.total)
 
@@ -122,7 +125,7 @@ async def import_dataset(store: Store, source: Source, name: str, on_progress: O
     return summary
 
 
-async def _import_one(store: Store, entry: Entry, dataset: str, summary: Summary) -> None:
+async def _import_one(store: Store, image_id: ObjectId, entry: Entry, dataset: str, summary: Summary) -> None:
     try:
         sha256, width, height = await anyio.to_thread.run_sync(_inspect, entry)
     except (OSError, ValueError) as error:
@@ -135,7 +138,7 @@ async def _import_one(store: Store, entry: Entry, dataset: str, summary: Summary
     )
     # If this fails the file stays: the record may have been written although the answer was lost, and a file too many
     # harms less than a record without its file.
-    await store.records.add(image, entry.labels)
+    await store.records.add(image_id, image, entry.labels)
     summary.images += 1
     summary.labels += len(entry.labels)
     summary.splits[entry.split or ""] += 1

@@ -114,17 +114,15 @@ class Records:
         cursor = self._images.find({"dataset": dataset}, {"file_name": True, "_id": False})
         return {document["file_name"] for document in await self._db.call(cursor.to_list)}
 
-    async def add(self, image: ImageRecord, labels: Sequence[dict[str, Any]]) -> ObjectId:
-        """Insert one image and its labels (LabelRecord fields but `img_id`); returns the image's id.
+    async def add(self, image_id: ObjectId, image: ImageRecord, labels: Sequence[dict[str, Any]]) -> None:
+        """Insert one image, as `image_id`, and its labels (LabelRecord fields but `img_id`).
 
         The labels go in first, so that an import which is cut off leaves no image that seems to have none.
         """
-        image_id = ObjectId()
         records = [LabelRecord(img_id=image_id, **label).model_dump() for label in labels]
         if records:
             await self._db.call(self._labels.insert_many, records)
         await self._db.call(self._images.insert_one, {"_id": image_id, **image.model_dump(exclude_none=True)})
-        return image_id
 
 
 def _of(dataset: str, split: str | None) -> Document:

@@ -89,6 +89,9 @@ async def test_the_blood_cells_are_all_there(store: Store, db: Db, shared_datase
     assert calls[-1] == (364, 364)
     assert db.IMG_INFO.count_documents({"dataset": "bccd"}) == 364
     assert db.IMG_LAB_INFO.count_documents({}) == 4886
+    # Trainings see images in the order of their ids: it must not depend on which upload was faster.
+    listed = json.loads((folder / "annotations.json").read_text())["images"]
+    assert [image["file_name"] for image in db.IMG_INFO.find().sort("_id")] == [image["file_name"] for image in listed]
     assert await list_datasets(store) == [
         {"dataset": "bccd", "images": 364, "splits": {"test": 72, "train": 205, "val": 87}}
     ]
