@@ -13,6 +13,7 @@ from handlers.store import Store
 from handlers.store.files import FileMissing
 from schemas.enums import TaskStatus
 from schemas.numbers import bson_uint64
+from schemas.records import ModelRecord
 from schemas.result import Result
 from schemas.task import Task
 
@@ -51,20 +52,6 @@ async def finish(store: Store, task: Task, made: Trained, *, seconds: float, not
         made.onnx, f"{task.params.model_name}.onnx", {"task_id": bson_uint64(task.task_id)}
     )
     reports = await store_reports(store, task, made.reports)
-    model = {
-        "model_name": task.params.model_name,
-        "task_id": bson_uint64(task.task_id),
-        "attempt": task.attempt,
-        "net_model": task.params.net_model,
-        "model_scope": task.params.model_scope.name,
-        "class_names": list(made.class_names),
-        "input_size": made.input_size,
-        "file_id": file_id,
-        "sha256": made.sha256,
-        "metrics": made.metrics.model_dump(mode="json"),
-        "data_fingerprint": made.data_fingerprint,
-        "parent_version": None,
-    }
 
     async def both(session: Any) -> tuple[dict[str, Any], bool]:
         version = await store.models.next_version(task.params.model_name, session)
@@ -87,7 +74,21 @@ async def finish(store: Store, task: Task, made: Trained, *, seconds: float, not
         # The fence first: an attempt that is not the owner's any more must not get as far as the registry.
         first = await store.tasks.finish(task, TaskStatus.SUCCEEDED, result=result, session=session)
         if first:
-            await store.models.insert({**model, "version": version}, session)
+            model = ModelRecord(
+                model_name=task.params.model_name,
+                version=version,
+                task_id=task.task_id,
+                attempt=task.attempt,
+                net_model=task.params.net_model,
+                model_scope=task.params.model_scope.name,
+                class_names=made.class_names,
+                input_size=made.input_size,
+                file_id=file_id,
+                sha256=made.sha256,
+                metrics=made.metrics.model_dump(mode="json"),
+                data_fingerprint=made.data_fingerprint,
+            )
+            await store.models.insert(model, session)
         return result, first
 
     try:

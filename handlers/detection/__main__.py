@@ -11,8 +11,8 @@ import sys
 import threading
 from pathlib import Path
 
-# Before torch loads OpenMP, which reads it once: by default a thread that waits for its peers spins. Where something
-# else wants the core (our own readers of images, another child), that made a training step four times as long.
+# Before torch loads OpenMP, which reads it once: by default a thread that waits for its peers spins, and takes the core
+# from our own readers of images and from another child (`benchmarks/environment.py` shows what that costs).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from handlers.detection.attempt import die_with_parent, run, write_event

@@ -31,8 +31,8 @@ def open_device(name: str) -> torch.device:
 def _keep_freed_memory() -> None:
     """Have malloc keep what torch frees, for the next step to use.
 
-    Tensors of this size are otherwise mapped and unmapped at every step, and the kernel clears each page anew: measured
-    on two cores, a third of a step's CPU time for 10 % less memory. Only glibc can be told (mallopt(3)).
+    Tensors of this size are otherwise mapped and unmapped at every step, and the kernel clears each page anew
+    (`benchmarks/environment.py` shows what that costs). Only glibc can be told (mallopt(3)).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

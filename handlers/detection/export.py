@@ -21,7 +21,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from handlers.detection.boxes import Detections
 from handlers.detection.models import Detector, MobileNetSSD
 
 #: Detections an image at most, as COCO evaluates.
@@ -47,18 +46,6 @@ def best_boxes(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     found = scores[classes, rows]
     kept = batched_nms(boxes[rows], found, classes, NMS_IOU)[:MAX_DETECTIONS]
     return boxes[rows[kept]], classes[kept] + 1, found[kept]
-
-
-def detections_of(
-    boxes: NDArray[np.float32],
-    class_ids: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    width: float,
-    height: float,
-) -> Detections:
-    """The rows of one image that are detections (class id above 0), in pixels of its `width` x `height`."""
-    real = class_ids > 0
-    return Detections(boxes[real] * np.array([width, height] * 2, np.float32), class_ids[real], scores[real])
 
 
 def export(network: MobileNetSSD, class_names: tuple[str, ...], path: Path) -> None:

@@ -46,10 +46,6 @@ class Bucket:
         file_id: ObjectId = stream._id
         return file_id
 
-    async def put_bytes(self, data: bytes, name: str, metadata: Mapping[str, Any] | None = None) -> ObjectId:
-        """Store `data`; returns its id."""
-        return await self._db.call(self._bucket.upload_from_stream, name, data, metadata=dict(metadata or {}))
-
     async def fetch(self, file_id: Any, path: Path) -> str:
         """Write the file to `path`, whole or not at all; returns its sha256. Raises FileMissing."""
         digest = hashlib.sha256()

@@ -8,7 +8,9 @@ from pymongo.errors import DuplicateKeyError
 
 from handlers.errors import PermanentError
 from handlers.store.database import Database, Document
+from schemas.numbers import bson_uint64
 from schemas.params import split_model_name
+from schemas.records import ModelRecord
 
 
 class Models:
@@ -49,18 +51,19 @@ class Models:
         )
         return newest["version"] + 1 if newest else 1
 
-    async def insert(self, model: Document, session: AsyncClientSession) -> None:
+    async def insert(self, model: ModelRecord, session: AsyncClientSession) -> None:
         """Insert one version, with the server's time. Part of a transaction with the task's end.
 
         Raises PermanentError if this task_id has made a model before: then an older task of that number was deleted.
         """
+        document = {**model.model_dump(exclude={"create_time"}), "task_id": bson_uint64(model.task_id)}
         try:
-            inserted = await self._db.call(self._models.insert_one, model, session=session)
+            inserted = await self._db.call(self._models.insert_one, document, session=session)
         except DuplicateKeyError as error:
             if "task_id" not in (error.details or {}).get("keyPattern", {}):
                 raise
             raise PermanentError(
-                "model", f"a model of task_id {model['task_id']} is registered already", field="task_id"
+                "model", f"a model of task_id {model.task_id} is registered already", field="task_id"
             ) from None
         await self._db.call(
             self._models.update_one,

@@ -151,11 +151,6 @@ class Tasks:
         ids = (document or {}).get(field)
         return ids if isinstance(ids, list) else []
 
-    async def cancel_requested(self, key: Any) -> bool:
-        """Whether the client asked for this document to be cancelled."""
-        found = await self._db.call(self._tasks.find_one, {"_id": key, "cancel_requested": True}, {"_id": True})
-        return found is not None
-
     # ---- admission
 
     async def unadmitted(self, key: Any) -> tuple[Document, int] | None:
