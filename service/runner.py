@@ -113,11 +113,17 @@ class Children:
         self._command = command
         self._group = group
         self._warm: Child | None = None
+        #: Two attempts that begin at once would each warm up a child, and nobody would ever end one of them.
+        self._warming = anyio.Lock()
 
     async def warm_up(self) -> None:
-        """Have a warm child waiting, from now on."""
-        if self._warm is None or not self._warm.alive:
-            self._warm = await self._start()
+        """Have a warm child waiting, from now on. Raises OSError."""
+        async with self._warming:
+            if self._warm is not None and not self._warm.alive:
+                await self._warm.close()
+                self._warm = None
+            if self._warm is None:
+                self._warm = await self._start()
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[Child]:

@@ -16,7 +16,7 @@ from handlers.store.database import Document, StoreError, brief, refused
 from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode
 from schemas.params import shown
-from service.attempt import QUIET_RENEW_SECONDS
+from service.attempt import quiet_renew_seconds
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -135,7 +135,8 @@ class Sweeper:
         all others: it waits for two renewal intervals without an error.
         """
         since = self._connected_since
-        return since is not None and time.monotonic() - since >= 2 * QUIET_RENEW_SECONDS
+        quiet = quiet_renew_seconds(self._store.tasks.lease_seconds)
+        return since is not None and time.monotonic() - since >= 2 * quiet
 
     async def _recover(self) -> None:
         for lost in await self._store.tasks.expired():

@@ -104,6 +104,7 @@ class Tasks:
     def __init__(self, database: Database, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._db = database
         self._tasks = database.collection("DL_TASK")
+        self.lease_seconds = lease_seconds
         self._lease_ms = int(lease_seconds * 1000)
 
     # ---- a client's writes
