@@ -97,6 +97,7 @@ class Attempt:
         self._snapshots: list[Any] = [task.snapshot.file_id] if task.snapshot else []
         self._outcome: child_job.Trained | child_job.Tested | child_job.Failed | child_job.Stopped | None = None
         self._number = bson_uint64(task.task_id)
+        self._name = str(task.task_id)
         self._began = time.monotonic()
 
     # ---- from outside
@@ -121,9 +122,8 @@ class Attempt:
 
     async def run(self) -> None:
         """Make the attempt and leave the task in its next state."""
-        task_id = str(self.task.task_id)
-        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=self.task.attempt, owner=self.task.owner)
-        self._story.open(task_id)
+        structlog.contextvars.bind_contextvars(task_id=self._name, attempt=self.task.attempt, owner=self.task.owner)
+        self._story.open(self._name)
         log.info("task running", task_type=self.task.task_type, devices=self.devices)
         try:
             async with anyio.create_task_group() as group:
@@ -134,7 +134,7 @@ class Attempt:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
                 with anyio.move_on_after(5):
-                    await self._tell(self._story.close(task_id))
+                    await self._tell(self._story.close(self._name))
 
     async def _work(self) -> None:
         """Run the task and write its next state."""
@@ -391,7 +391,7 @@ class Attempt:
                 continue
             try:
                 cancel = await self._store.tasks.renew(self.task, progress if progress != told else None)
-                await self._tell(self._story.take(str(self.task.task_id)))
+                await self._tell(self._story.take(self._name))
             except LostTask:
                 # The end that this attempt writes itself looks the same from here; then there is no child to kill.
                 self.end(Ending.LOST)
@@ -404,12 +404,16 @@ class Attempt:
                 self.end(Ending.CANCELLED)
 
     async def _tell(self, lines: list[str]) -> None:
-        """Store measurements and log lines. What cannot be stored is dropped: nothing rests on it."""
+        """Store measurements and log lines; while the database is away they are kept for the next time."""
         measured, self._measured = self._measured, []
         try:
             await self._store.traces.put_measurements(self._number, measured)
+            measured = []
             await self._store.traces.append_log(self._number, lines)
         except StoreError as error:
+            if not refused(error):
+                self._measured = measured + self._measured
+                self._story.put_back(self._name, lines)
             log.warning("traces not stored", reason=brief(error))
 
     def _seconds(self) -> float:

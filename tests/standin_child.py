@@ -143,8 +143,8 @@ def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
 
     for iteration in range(first + 1, last + 1):
         time.sleep(_ITERATION_SECONDS)
-        # The loss tells an observer of the document which attempt wrote this progress.
-        loss = float(job["attempt"])
+        # Its whole part tells an observer of the document which attempt wrote this progress.
+        loss = job["attempt"] + iteration / 1e6
         emit("progress", iteration=iteration, max_num_iters=last, loss=loss, images_per_second=1, eta_seconds=0)
         if iteration % 10 == 1:
             emit("measured", iteration=iteration, values={"loss": loss})
