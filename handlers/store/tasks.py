@@ -18,7 +18,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure
 
 from handlers.errors import LostTask
-from handlers.store.database import CODEC, Database, Document
+from handlers.store.database import CODEC, Database, Document, StoreError, refused
 from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.task import ID_LISTS, SERVICE_FIELDS, Task
 
@@ -172,14 +172,14 @@ class Tasks:
         Reads the index `admitted` from end to end (no documents), so it is for starts and lost stream history. The
         comparison is computed after the projection, lest the planner move it in front and fetch every document.
         """
-        cursor = await self._db.call(
-            self._tasks.aggregate,
-            [
-                {"$project": {"new": {"$ne": ["$admitted_id", "$_id"]}}},
-                {"$match": {"new": True}},
-            ],
-            hint="admitted",
-        )
+        pipeline: list[Document] = [{"$project": {"new": {"$ne": ["$admitted_id", "$_id"]}}}, {"$match": {"new": True}}]
+        try:
+            cursor = await self._db.call(self._tasks.aggregate, pipeline, hint="admitted")
+        except StoreError as error:
+            if not refused(error):
+                raise
+            # The index is not there, and could not be made: slowly, then, but none is missed.
+            cursor = await self._db.call(self._tasks.aggregate, pipeline)
         async with aclosing(self._db.batches(cursor)) as batches:
             async for batch in batches:
                 for document in batch:
