@@ -94,6 +94,19 @@ def _history(status: Any, **fields: Any) -> Document:
     return {"$slice": [{"$concatArrays": [{"$ifNull": ["$history", []]}, [entry]]}, -HISTORY_LENGTH]}
 
 
+#: The iteration of the snapshot that the next attempt would go on from, and the furthest one of any fault so far.
+_KEPT: Document = {"$ifNull": ["$snapshot.iteration", 0]}
+_KEPT_BEFORE: Document = {"$ifNull": ["$failed_at", 0]}
+
+#: One fault more, or the first one since a snapshot got further than at any fault before. Else a long training on
+#: machines that are often lost would use up its attempts although each of them got on. One that dies at the same place
+#: again and again does not begin anew, also when its snapshot was unusable and it had to come that far once more.
+_COUNTED_FAULT: Document = {
+    "failures": {"$cond": [{"$gt": [_KEPT, _KEPT_BEFORE]}, 1, {"$add": ["$failures", 1]}]},
+    "failed_at": {"$max": [_KEPT, _KEPT_BEFORE]},
+}
+
+
 def _literal(value: Any) -> Document:
     return {"$literal": value}
 
@@ -289,6 +302,16 @@ class Tasks:
             return_document=ReturnDocument.AFTER,
         )
 
+    async def running_of(self, owner: str) -> list[Document]:
+        """What a claim of `owner` took and none of its attempts has given back, as `claim` returns it.
+
+        A claim can be done although it raised: the answer was lost, or the members did not confirm it in time.
+        """
+        cursor = self._tasks.find(
+            {"status": TaskStatus.RUNNING.name, "owner": owner, **_IN_QUEUE_INDEX, **_ADMITTED}, _WITHOUT_LISTS
+        )
+        return await self._db.call(cursor.to_list)
+
     async def head(self, kind: str, total: int, patience_seconds: float) -> tuple[int, bool] | None:
         """The best due task that fits into `total` devices of a kind: (devices needed, waited longer than patience)."""
         found = await self._db.call(
@@ -338,7 +361,16 @@ class Tasks:
         before = await self._db.call(
             self._tasks.find_one_and_update,
             self._fence(task),
-            {"$set": {"snapshot": {"file_id": file_id, "iteration": iteration, "sha256": sha256}}},
+            {
+                "$set": {
+                    "snapshot": {
+                        "file_id": file_id,
+                        "iteration": iteration,
+                        "sha256": sha256,
+                        "attempt": task.attempt,
+                    }
+                }
+            },
             projection={"snapshot": True},
         )
         if before is None:
@@ -373,7 +405,7 @@ class Tasks:
         if error is not None:
             fields["error"] = _literal(error.document())
         if status is TaskStatus.FAILED:
-            fields["failures"] = {"$add": ["$failures", 1]}
+            fields |= _COUNTED_FAULT
         update: list[Document] = [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
         changed = await self._db.call(self._tasks.update_one, self._fence(task), update, session=session)
         if changed.matched_count:
@@ -384,9 +416,22 @@ class Tasks:
             raise LostTask(task.task_id)
         return False
 
-    async def release(self, task: Task, reason: str) -> None:
-        """Give the task back without blame (drain, preemption): PENDING at once. Raises LostTask."""
-        await self._fenced(task, self._back_to_queue(task.attempt, reason, failures="$failures", delay_ms=0))
+    async def release(self, task: Task, reason: str, *, delay: float = 0) -> None:
+        """Give the task back without blame (drain, preemption, database away): PENDING, due in `delay` seconds.
+
+        Raises LostTask.
+        """
+        update: list[Document] = [
+            {
+                "$set": {
+                    "status": TaskStatus.PENDING.name,
+                    "not_before": {"$add": ["$$NOW", int(delay * 1000)]},
+                    "history": _history(TaskStatus.PENDING.name, attempt=task.attempt, reason=_literal(reason[:300])),
+                }
+            },
+            {"$unset": ["owner", "lease_renewed_at"]},
+        ]
+        await self._fenced(task, update)
 
     async def retry(
         self, task: Task, error: TaskError, *, delay: float | None = None, batch_size_limit: int | None = None
@@ -480,24 +525,9 @@ class Tasks:
         if not changed.matched_count:
             raise LostTask(task.task_id)
 
-    @staticmethod
-    def _back_to_queue(attempt: int, reason: str, *, failures: Any, delay_ms: Any) -> list[Document]:
-        return [
-            {
-                "$set": {
-                    "status": TaskStatus.PENDING.name,
-                    "failures": failures,
-                    "not_before": {"$add": ["$$NOW", delay_ms]},
-                    "history": _history(TaskStatus.PENDING.name, attempt=attempt, reason=_literal(reason[:300])),
-                }
-            },
-            {"$unset": ["owner", "lease_renewed_at"]},
-        ]
-
     async def _fault(
         self, fence: Document, attempt: int, error: TaskError, delay: float | None, batch_size_limit: int | None
     ) -> Waiting:
-        failures: Document = {"$add": ["$failures", 1]}
         over: Document = {"$gte": ["$failures", "$max_attempts"]}
         doubling = {"$min": [300_000, {"$multiply": [1000, {"$pow": [2, {"$subtract": ["$failures", 1]}]}]}]}
         fields: Document = {
@@ -520,7 +550,7 @@ class Tasks:
         after = await self._db.call(
             self._tasks.find_one_and_update,
             fence,
-            [{"$set": {"failures": failures}}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}],
+            [{"$set": _COUNTED_FAULT}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}],
             projection={"status": True, "failures": True},
             return_document=ReturnDocument.AFTER,
         )
