@@ -95,6 +95,7 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 every_seconds=settings.sweep_seconds,
                 wake=dispatcher.wake,
                 describe=lambda: _describe(devices, dispatcher),
+                story=story,
             )
 
             async def cancel(key: Any) -> None:

@@ -76,6 +76,8 @@ class Attempt:
     ) -> None:
         self.task = task
         self.devices = devices
+        #: Whether it ended by a fault of this machine, which the next task would meet as well.
+        self.machine_failed = False
         self._store = store
         self._cache = cache
         self._children = children
@@ -147,11 +149,13 @@ class Attempt:
             except PermanentError as error:
                 await self._fail(TaskError(error.kind, str(error), error.field, error.code))
             except TemporaryError as error:
+                self.machine_failed = error.kind == "disk_full"
                 await self._retry(TaskError(error.kind, str(error)), delay=error.delay)
             except StoreError as error:
                 await self._database_failed(error)
             except OSError as error:
                 # A full disk, no more processes: this machine's fault, and another worker may do better.
+                self.machine_failed = True
                 log.exception("fault of this machine")
                 await self._retry(TaskError("machine", str(error)))
             except Exception:

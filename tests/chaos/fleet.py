@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,7 @@ class Fleet:
 
     def stop(self) -> list[int]:
         """End all with SIGTERM; returns their exit codes."""
+        self.wait_ready()
         self._stopping.set()
         self._keeper.join()
         for worker in self.workers:
@@ -137,6 +138,13 @@ class Fleet:
                             yield path.name, json.loads(line)
                         except ValueError:
                             yield path.name, {"event": line.rstrip(), "level": "no JSON"}
+
+    def kill(self) -> None:
+        """SIGKILL to whatever is left."""
+        self._stopping.set()
+        for worker in self.workers:
+            if worker.alive:
+                self.kill_one(worker)
 
     def stop_one(self, worker: Worker) -> int:
         """SIGTERM to one and wait for its end; it is started again as always. Returns its exit code."""
@@ -218,5 +226,7 @@ def fleet(folder: Path, size: int, env: dict[str, str]) -> Iterator[Fleet]:
         yield made
     finally:
         if not made._stopping.is_set():
-            made.stop()
+            with suppress(TimeoutError):
+                made.stop()
+            made.kill()
         made.unmount()

@@ -64,7 +64,7 @@ def unexpected(client: Client, history: History) -> list[str]:
         record, script = history.records.get(request.key), SCRIPTS[request.script]
         if record is None or record.dropped or not record.ends:
             continue
-        if record.ends[0] not in script.ends or (record.ends[0] == "FAILED" and record.kind != script.kind):
+        if record.ends[0] not in script.ends or (record.ends[0] == "FAILED" and record.kind not in script.kinds):
             found.append(f"task {request.task_id} ({request.script}): {record.ends[0]} {record.kind}")
     return found
 
@@ -88,16 +88,16 @@ def takeovers(deaths: Iterable[Death], history: History, faults: Iterable[Interv
 
 
 def untold(history: History, db: Database[dict[str, Any]]) -> list[str]:
-    """Tasks that ran and whose stored log does not say with which attempt, and how it ended."""
+    """Tasks that ran and whose stored log does not say how the last attempt ended."""
     found = []
     logs = {document["_id"]: document["lines"] for document in db.DL_TASK_LOG.find()}
     for record in history.records.values():
         if record.dropped or not record.attempt or not record.ends:
             continue
         told = [event for event in map(_event, logs.get(record.task_id, [])) if event]
-        ran = any(e["event"] == "task running" and e.get("attempt") == record.attempt for e in told)
-        ended = any(e["event"].startswith("task ") and e.get("attempt") == record.attempt for e in told[-3:])
-        if not (ran and ended):
+        # Of an attempt that was killed within its first seconds, the one that took the task back tells.
+        of_last = [str(event["event"]) for event in told if event.get("attempt") == record.attempt]
+        if not any(event.startswith("task ") and event != "task running" for event in of_last):
             found.append(f"task {record.task_id} ({record.status}, attempt {record.attempt}): {len(told)} lines")
     return found
 
