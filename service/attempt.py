@@ -6,6 +6,7 @@ from, and nothing of the child is left.
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from pathlib import Path
@@ -42,6 +43,10 @@ _REFUSALS = 5
 
 #: Seconds until a task is tried again of which the database kept us from preparing the data.
 _DATABASE_DELAY = 5.0
+
+#: Notes kept for the result, and measurements that wait to be stored: a child gone wild makes more.
+_MAX_NOTES = 50
+_MAX_MEASURED = 10_000
 
 
 def quiet_renew_seconds(lease_seconds: float) -> float:
@@ -94,7 +99,7 @@ class Attempt:
         #: The registered model that a TEST runs.
         self._model: Document = {}
         self._progress: dict[str, Any] | None = None
-        self._measured: list[tuple[int, dict[str, float]]] = []
+        self._measured: deque[tuple[int, dict[str, float]]] = deque(maxlen=_MAX_MEASURED)
         self._notes: list[str] = []
         self._snapshots: list[Any] = [task.snapshot.file_id] if task.snapshot else []
         self._outcome: child_job.Trained | child_job.Tested | child_job.Failed | child_job.Stopped | None = None
@@ -183,7 +188,9 @@ class Attempt:
         log.info("data ready", seconds=self._seconds())
         async with self._children.take() as child:
             self._child = child
-            await child.give(path, task_id=str(self.task.task_id), attempt=self.task.attempt, owner=self.task.owner)
+            await child.give(
+                path, job.out, task_id=str(self.task.task_id), attempt=self.task.attempt, owner=self.task.owner
+            )
             # The next child warms up while this one works.
             try:
                 await self._children.warm_up()
@@ -232,11 +239,13 @@ class Attempt:
                 )
             case child_job.Progress():
                 self._progress = event.model_dump(exclude={"event", "learning_rate"}, exclude_none=True)
+                self._progress["max_num_iters"] = bson_uint64(event.max_num_iters)
             case child_job.Measured():
                 self._measured.append((event.iteration, event.values))
             case child_job.Note():
-                self._notes.append(event.message)
-                log.info("note", message=event.message)
+                if len(self._notes) < _MAX_NOTES:
+                    self._notes.append(event.message)
+                    log.info("note", message=event.message)
             case child_job.Snapshot():
                 await self._store_snapshot(event)
             case _:
@@ -331,6 +340,9 @@ class Attempt:
         if failed.kind == "memory" and self.task.batch_size_limit is None and self.task.params.batch_size > 1:
             # Once: a second failure with half the batch means that the network does not fit at all.
             await self._retry(error, delay=0, batch_size_limit=self.task.params.batch_size // 2)
+        elif failed.kind == "machine":
+            self.machine_failed = True
+            await self._retry(error)
         elif failed.kind == "snapshot":
             await self._write(lambda: self._store.tasks.drop_snapshot(self.task))
             await self._retry(error, delay=0)
@@ -409,14 +421,15 @@ class Attempt:
 
     async def _tell(self, lines: list[str]) -> None:
         """Store measurements and log lines; while the database is away they are kept for the next time."""
-        measured, self._measured = self._measured, []
+        measured = list(self._measured)
+        self._measured.clear()
         try:
             await self._store.traces.put_measurements(self._number, measured)
             measured = []
             await self._store.traces.append_log(self._number, lines)
         except StoreError as error:
             if not refused(error):
-                self._measured = measured + self._measured
+                self._measured = deque([*measured, *self._measured], maxlen=_MAX_MEASURED)
                 self._story.put_back(self._name, lines)
             log.warning("traces not stored", reason=brief(error))
 

@@ -8,6 +8,7 @@ package sees the client, and everything inside goes through `Database.call` or `
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote_plus, unquote_plus
@@ -177,6 +178,12 @@ class Database:
                 return await session.with_transaction(body)
 
         return await self.call(run)
+
+    async def now(self) -> datetime:
+        """The server's time, UTC."""
+        hello = await self.call(self.db.command, "hello", codec_options=CODEC)
+        now: datetime = hello["localTime"]
+        return now
 
     async def check(self) -> None:
         """Raise StartupError unless the server is a replica set new enough, that this user may read."""
