@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.processes import children_of, end, resident_mb, send, start, wait_until
+from tests.chaos.processes import children_of, resident_mb, send, start, wait_until
 from tests.helpers import STANDIN
 
 #: Seconds from a worker's end to its next start.
@@ -121,7 +121,7 @@ class Fleet:
         for worker in self.workers:
             worker.signal(signal.SIGCONT)
             worker.signal(signal.SIGTERM)
-        return [end(worker.process, seconds=60) for worker in self.workers if worker.process is not None]
+        return [self._wait(worker) for worker in self.workers]
 
     def unmount(self) -> None:
         """Give the disks back."""
@@ -149,20 +149,23 @@ class Fleet:
     def stop_one(self, worker: Worker) -> int:
         """SIGTERM to one and wait for its end; it is started again as always. Returns its exit code."""
         with worker.lock:
-            process = worker.process
-            assert process is not None
             worker.signal(signal.SIGTERM)
-            try:
-                return process.wait(60)
-            except subprocess.TimeoutExpired:
-                worker.signal(signal.SIGKILL)
-                return process.wait(10)
+            return self._wait(worker)
 
     def kill_one(self, worker: Worker) -> None:
         """SIGKILL to one."""
         worker.signal(signal.SIGKILL)
         if worker.process is not None:
             worker.process.wait(10)
+
+    @staticmethod
+    def _wait(worker: Worker) -> int:
+        assert worker.process is not None
+        try:
+            return worker.process.wait(60)
+        except subprocess.TimeoutExpired:
+            worker.signal(signal.SIGKILL)
+            return worker.process.wait(10)
 
     def _keep(self) -> None:
         while not self._stopping.wait(0.1):

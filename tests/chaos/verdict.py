@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from bson import ObjectId
@@ -21,6 +22,14 @@ _BUCKETS = ("models", "messages", "reports")
 
 #: Log lines that are no fault of a task, a worker or the database, but ours.
 _BUGS = ("bug in", "Traceback", "no task any more")
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """A task that lost its worker: seconds until its next state, and for how many of them the database had a fault."""
+
+    seconds: float
+    excused: float
 
 
 def lost(client: Client, history: History) -> list[str]:
@@ -69,21 +78,21 @@ def unexpected(client: Client, history: History) -> list[str]:
     return found
 
 
-def takeovers(deaths: Iterable[Death], history: History, faults: Iterable[Interval], *, margin: float) -> list[float]:
-    """Seconds from a worker's death to its tasks' next state, where no fault of the database was near.
+def takeovers(deaths: Iterable[Death], history: History, faults: Iterable[Interval], *, after: float) -> list[Takeover]:
+    """What became of the tasks of workers that died.
 
-    `margin`: seconds around a fault of the database in which no lease is judged.
+    `after`: seconds after a fault of the database in which no lease is judged.
     """
     faults = [fault for fault in faults if fault.lane == "database"]
     found = []
     for death in deaths:
         for record in history.records.values():
-            for change, after in zip(record.changes, record.changes[1:], strict=False):
-                until = after.at.timestamp()
+            for change, following in zip(record.changes, record.changes[1:], strict=False):
+                until = following.at.timestamp()
                 if change.owner != death.owner or change.status != "RUNNING" or until < death.at:
                     continue
-                if all(fault.end + margin < death.at or fault.begin > until for fault in faults):
-                    found.append(until - death.at)
+                spans = [min(f.end + after, until) - max(f.begin, death.at) for f in faults]
+                found.append(Takeover(until - death.at, sum(span for span in spans if span > 0)))
     return found
 
 
