@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from handlers.detection.job import DETECTIONS, Job, Tested, TestedModel
 from handlers.errors import PermanentError
 from handlers.images import ImageCache
-from handlers.prepare import prepare_job, store_reports
+from handlers.prepare import Uploads, prepare_job
 from handlers.store import Store
 from handlers.store.database import Document
 from handlers.store.files import FileMissing
@@ -52,7 +52,15 @@ async def prepare(
 
 
 async def finish(
-    store: Store, task: Task, made: Tested, model: Document, refs: Path, *, seconds: float, notes: tuple[str, ...]
+    store: Store,
+    task: Task,
+    made: Tested,
+    uploads: Uploads,
+    *,
+    model: Document,
+    refs: Path,
+    seconds: float,
+    notes: tuple[str, ...],
 ) -> dict[str, Any]:
     """Store the detections of every image and end the task. Returns the result.
 
@@ -69,7 +77,7 @@ async def finish(
         metrics=made.metrics,
         images=made.images,
         seconds=seconds,
-        reports=await store_reports(store, task, made.reports),
+        reports=await uploads.reports(made.reports),
         notes=notes,
         images_per_second=made.images_per_second,
         detections=made.detection_count,

@@ -20,6 +20,7 @@ from handlers import test, train
 from handlers.detection import job as child_job
 from handlers.errors import LostTask, PermanentError, TemporaryError
 from handlers.images import ImageCache
+from handlers.prepare import Uploads
 from handlers.store import Store
 from handlers.store.database import Document, StoreError, brief, refused
 from handlers.store.tasks import CANCELLED, TaskError
@@ -314,16 +315,26 @@ class Attempt:
         kind = self.task.params.device_type.name
         made = outcome.model_copy(update={"device": self._all_devices.named(kind, outcome.device)})
         seconds, notes = self._seconds(), tuple(self._notes)
+        uploads = Uploads(self._store, self.task)
         if isinstance(made, child_job.Trained):
             trained = made
             result = await self._write(
-                lambda: train.finish(self._store, self.task, trained, seconds=seconds, notes=notes)
+                lambda: train.finish(self._store, self.task, trained, uploads, seconds=seconds, notes=notes)
             )
         else:
             tested = made
             refs = self._folder / "refs.jsonl"
             result = await self._write(
-                lambda: test.finish(self._store, self.task, tested, self._model, refs, seconds=seconds, notes=notes)
+                lambda: test.finish(
+                    self._store,
+                    self.task,
+                    tested,
+                    uploads,
+                    model=self._model,
+                    refs=refs,
+                    seconds=seconds,
+                    notes=notes,
+                )
             )
         metrics = result.get("metrics") or {}
         log.info(
