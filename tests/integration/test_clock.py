@@ -39,7 +39,7 @@ async def main(uri, database, path):
         async def slow(operation, *args, **kwargs):
             if args and isinstance(args[0], bytes):
                 blocks.append(1)
-                if len(blocks) == 3:
+                if len(blocks) == 52:  # PyMongo holds back 48 MB
                     print("under way", flush=True)
                     await anyio.to_thread.run_sync(sys.stdin.readline)
             return await call(operation, *args, **kwargs)
@@ -82,12 +82,13 @@ async def test_an_upload_under_way_and_one_just_made_stay(
     store: Store, db: Db, off_by: Callable[[int], dict[str, str]], tmp_path: Path, mongo_uri: str, hours: int
 ) -> None:
     """The janitor of another worker comes in the middle of an upload, and between it and the document that names it."""
-    (tmp_path / "file").write_bytes(os.urandom(4_000_000))
+    (tmp_path / "file").write_bytes(os.urandom(1_000_000) + bytes(54_000_000))
     upload = start_upload(off_by(hours), mongo_uri, db.name, str(tmp_path / "file"))
     assert upload.stdout is not None
     assert upload.stdin is not None
     try:
         assert upload.stdout.readline() == "under way\n"
+        assert db["models.chunks"].count_documents({}) > 0
         assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 0
         upload.stdin.write("\n")
         upload.stdin.flush()
@@ -109,13 +110,13 @@ async def test_workers_hours_apart_run_tasks_beside_each_other(
     dltask_env: dict[str, str],
     off_by: Callable[[int], dict[str, str]],
 ) -> None:
-    """One worker 30 h behind, one 30 h ahead: every task runs once, leases and times are the server's, a worker that
-    dies loses its task to the other no earlier than its lease ends, and the janitor's passes in between take nothing.
+    """One worker 30 h behind, one 30 h ahead: every task runs once, leases and times are the server's, a training goes
+    on from the other's snapshot, and the janitor's passes in between take nothing.
     """
     workers = []
     for hours in (-30, 30):
         dltask_env |= off_by(hours)  # `serve` starts with it
-        workers.append(serve(cpu_devices=2, lease_seconds=3, child_command=CHILD))
+        workers.append(serve(cpu_devices=2, child_command=CHILD))
     before = db.command("hello")["localTime"].replace(tzinfo=UTC)
     db.DL_TASK.insert_many([train_request(task_id, iterations=300) for task_id in range(4)])
     at_work = {"status": "RUNNING", "progress.iteration": {"$gt": 0}}
@@ -135,11 +136,11 @@ async def test_workers_hours_apart_run_tasks_beside_each_other(
     workers[1].stop()
     db.DL_TASK.insert_one(train_request(10, iterations=120))
     wait_for(lambda: db.DL_TASK.find_one({"task_id": 10, "snapshot.iteration": {"$gte": 50}}))
-    workers[0].kill()
+    workers[0].stop()
     assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 0
-    serve(lease_seconds=3, child_command=CHILD)  # the environment is still that of the last one: 30 h ahead
+    serve(child_command=CHILD)  # the environment is still that of the last one: 30 h ahead
     task = ended(db, 10, seconds=60)
-    assert (task["status"], task["attempt"], task["failures"]) == ("SUCCEEDED", 2, 1)
+    assert (task["status"], task["attempt"], task["failures"]) == ("SUCCEEDED", 2, 0)
     assert task["result"]["resumed_from_iteration"] >= 50
     assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 0
 
