@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, with_config
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic wants it, not that of `typing`, before Python 3.12
 
 from schemas.numbers import UINT64_MAX, Count
 from schemas.result import ImagesUsed, Metrics
