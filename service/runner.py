@@ -6,7 +6,7 @@ device memory back. It leads a process group, so that the ranks that it starts g
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -109,8 +109,9 @@ class Child:
 class Children:
     """Starts children, and keeps one warm: torch is imported before a job comes."""
 
-    def __init__(self, command: tuple[str, ...], group: TaskGroup) -> None:
+    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str], group: TaskGroup) -> None:
         self._command = command
+        self._environment = environment
         self._group = group
         self._warm: Child | None = None
 
@@ -138,9 +139,7 @@ class Children:
             await self._warm.close()
 
     async def _start(self) -> Child:
-        # No setting reaches the child: it has no use for MongoDB's address, and must not be able to leak it.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DLTASK_")}
-        process = await anyio.open_process(self._command, start_new_session=True, env=environment)
+        process = await anyio.open_process(self._command, start_new_session=True, env=self._environment)
         child = Child(process)
         self._group.start_soon(child.forward_stderr)
         return child
