@@ -6,9 +6,9 @@ import re
 
 from handlers.store.database import secrets_of
 
-#: Names that say that the value is a credential: MONGO_PASSWORD, AWS_SECRET_ACCESS_KEY, GH_TOKEN, SSH_AUTH_SOCK, …
+#: Names that say that the value is a credential: PGPASSWORD, AWS_SECRET_ACCESS_KEY, GH_TOKEN, SSH_AUTH_SOCK, …
 _NAMED_SECRET = re.compile(
-    r"(?i)(^|_)(password|passwd|passphrase|secrets?|tokens?|credentials?|auth|(api|access|private)?keys?)(_|$)"
+    r"(?i)(password|passwd|passphrase|(^|_)(secrets?|tokens?|credentials?|auth|(api|access|private)?keys?))(_|$)"
 )
 #: A URL with a password in it.
 _URL_WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^@\s]*@")
