@@ -41,11 +41,19 @@ async def remove_orphans(store: Store, *, older_than: float) -> int:
     files = store.files
     for bucket in (files.models, files.messages, files.reports):
         removed += await _remove_files(store, bucket, older_than)
-    for bucket in (files.models, files.messages, files.reports, files.images):
-        for file_id in await bucket.orphan_chunks(older_than):
-            await bucket.delete_chunks(file_id)
-            removed += 1
+        removed += await remove_chunks(bucket, older_than=older_than)
     return removed
+
+
+async def remove_chunks(bucket: Bucket, *, older_than: float) -> int:
+    """Remove what cut off uploads left in `bucket`, if it is so many seconds old; returns how many. Raises StoreError.
+
+    The images are not the janitor's, lest each worker need the right to remove them: an import does this for them.
+    """
+    orphans = await bucket.orphan_chunks(older_than)
+    for file_id in orphans:
+        await bucket.delete_chunks(file_id)
+    return len(orphans)
 
 
 async def _remove_files(store: Store, bucket: Bucket, older_than: float) -> int:

@@ -6,7 +6,7 @@ device memory back. It leads a process group, so that the ranks that it starts g
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -123,8 +123,9 @@ class Child:
 class Children:
     """Starts children, and keeps one warm: torch is imported before a job comes."""
 
-    def __init__(self, command: tuple[str, ...], group: TaskGroup) -> None:
+    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str], group: TaskGroup) -> None:
         self._command = command
+        self._environment = environment
         self._group = group
         self._warm: Child | None = None
         #: Two attempts that begin at once would each warm up a child, and nobody would ever end one of them.
@@ -158,9 +159,7 @@ class Children:
             await self._warm.close()
 
     async def _start(self) -> Child:
-        # No setting reaches the child: it has no use for MongoDB's address, and must not be able to leak it.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DLTASK_")}
-        process = await anyio.open_process(self._command, start_new_session=True, env=environment)
+        process = await anyio.open_process(self._command, start_new_session=True, env=self._environment)
         child = Child(process)
         self._group.start_soon(child.forward_stderr)
         return child
