@@ -15,7 +15,7 @@ from pymongo import MongoClient
 from tests.chaos import verdict
 from tests.chaos.client import Client
 from tests.chaos.cluster import Cluster, cluster
-from tests.chaos.faults import Faults
+from tests.chaos.faults import Fault, Faults
 from tests.chaos.fleet import Fleet, environment, fleet
 from tests.chaos.history import History
 from tests.chaos.processes import wait_until
@@ -32,6 +32,8 @@ _RATE = 3.0
 _BACKLOG = 60
 #: Mean seconds between two faults of a lane.
 _WORKER_GAP, _DATABASE_GAP = 3.0, 8.0
+#: Seconds without a fault of the database, before each round of them.
+_CALM_SECONDS = 60.0
 #: Seconds that what has not ended may take once the faults are over: a task tried again often waits five minutes.
 _QUIET_SECONDS = 420.0
 #: Seconds after a fault of the database in which leases may not be judged: an operation's time-out, two renewals.
@@ -83,18 +85,17 @@ def _run(
                 client.insert_some()
             time.sleep(pause.expovariate(_RATE))
 
+    def lane(name: str, of: dict[str, Fault], **pauses: float) -> threading.Thread:
+        return threading.Thread(target=faults.run_lane, args=(name, of), kwargs={"until": until, **pauses}, name=name)
+
     lanes = [
         threading.Thread(target=insert, name="client"),
-        threading.Thread(
-            target=faults.run_lane, args=("workers", faults.on_workers), kwargs={"until": until, "gap": _WORKER_GAP}
-        ),
-        threading.Thread(
-            target=faults.run_lane, args=("database", faults.on_database), kwargs={"until": until, "gap": _DATABASE_GAP}
-        ),
+        lane("workers", faults.on_workers, gap=_WORKER_GAP),
+        lane("database", faults.on_database, gap=_DATABASE_GAP, calm=min(_CALM_SECONDS, seconds / 10)),
     ]
-    for lane in lanes:
-        lane.start()
-    while any(lane.is_alive() for lane in lanes):
+    for thread in lanes:
+        thread.start()
+    while any(thread.is_alive() for thread in lanes):
         time.sleep(min(30, seconds))
         log.info("chaos", left=round(until - time.time()), states=dict(history.states()), faults=faults.counts.total())
     mongo.heal()
