@@ -32,6 +32,7 @@ SERVICE_FIELDS = (
     "result",
     "history",
     "batch_size_limit",
+    "runs_alone",
 )
 
 #: Fields that can hold very long lists; fetched only by the one reader that needs them.
@@ -99,6 +100,8 @@ class Task(BaseModel):
     snapshot: SnapshotRef | None
     #: Set after an attempt ran out of device memory.
     batch_size_limit: int | None
+    #: The last attempt of a task that keeps losing its workers: nothing may run beside it.
+    runs_alone: bool = False
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Task":
@@ -116,6 +119,7 @@ class Task(BaseModel):
             create_time=document["create_time"],
             snapshot=document.get("snapshot"),
             batch_size_limit=document.get("batch_size_limit"),
+            runs_alone=document.get("runs_alone") is True,
         )
 
 

@@ -6,6 +6,7 @@ from, and nothing of the child is left.
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from pathlib import Path
@@ -19,6 +20,7 @@ from handlers import test, train
 from handlers.detection import job as child_job
 from handlers.errors import LostTask, PermanentError, TemporaryError
 from handlers.images import ImageCache
+from handlers.prepare import Uploads
 from handlers.store import Store
 from handlers.store.database import Document, StoreError, brief, refused
 from handlers.store.tasks import CANCELLED, TaskError
@@ -42,6 +44,10 @@ _REFUSALS = 5
 
 #: Seconds until a task is tried again of which the database kept us from preparing the data.
 _DATABASE_DELAY = 5.0
+
+#: Notes kept for the result, and measurements that wait to be stored: a child gone wild makes more.
+_MAX_NOTES = 50
+_MAX_MEASURED = 10_000
 
 
 def quiet_renew_seconds(lease_seconds: float) -> float:
@@ -76,6 +82,8 @@ class Attempt:
     ) -> None:
         self.task = task
         self.devices = devices
+        #: Whether it ended by a fault of this machine, which the next task would meet as well.
+        self.machine_failed = False
         self._store = store
         self._cache = cache
         self._children = children
@@ -92,7 +100,7 @@ class Attempt:
         #: The registered model that a TEST runs.
         self._model: Document = {}
         self._progress: dict[str, Any] | None = None
-        self._measured: list[tuple[int, dict[str, float]]] = []
+        self._measured: deque[tuple[int, dict[str, float]]] = deque(maxlen=_MAX_MEASURED)
         self._notes: list[str] = []
         self._snapshots: list[Any] = [task.snapshot.file_id] if task.snapshot else []
         self._outcome: child_job.Trained | child_job.Tested | child_job.Failed | child_job.Stopped | None = None
@@ -147,11 +155,13 @@ class Attempt:
             except PermanentError as error:
                 await self._fail(TaskError(error.kind, str(error), error.field, error.code))
             except TemporaryError as error:
+                self.machine_failed = error.kind == "disk_full"
                 await self._retry(TaskError(error.kind, str(error)), delay=error.delay)
             except StoreError as error:
                 await self._database_failed(error)
             except OSError as error:
                 # A full disk, no more processes: this machine's fault, and another worker may do better.
+                self.machine_failed = True
                 log.exception("fault of this machine")
                 await self._retry(TaskError("machine", str(error)))
             except Exception:
@@ -179,7 +189,9 @@ class Attempt:
         log.info("data ready", seconds=self._seconds())
         async with self._children.take() as child:
             self._child = child
-            await child.give(path, task_id=str(self.task.task_id), attempt=self.task.attempt, owner=self.task.owner)
+            await child.give(
+                path, job.out, task_id=str(self.task.task_id), attempt=self.task.attempt, owner=self.task.owner
+            )
             # The next child warms up while this one works.
             try:
                 await self._children.warm_up()
@@ -228,11 +240,13 @@ class Attempt:
                 )
             case child_job.Progress():
                 self._progress = event.model_dump(exclude={"event", "learning_rate"}, exclude_none=True)
+                self._progress["max_num_iters"] = bson_uint64(event.max_num_iters)
             case child_job.Measured():
                 self._measured.append((event.iteration, event.values))
             case child_job.Note():
-                self._notes.append(event.message)
-                log.info("note", message=event.message)
+                if len(self._notes) < _MAX_NOTES:
+                    self._notes.append(event.message)
+                    log.info("note", message=event.message)
             case child_job.Snapshot():
                 await self._store_snapshot(event)
             case _:
@@ -301,16 +315,26 @@ class Attempt:
         kind = self.task.params.device_type.name
         made = outcome.model_copy(update={"device": self._all_devices.named(kind, outcome.device)})
         seconds, notes = self._seconds(), tuple(self._notes)
+        uploads = Uploads(self._store, self.task)
         if isinstance(made, child_job.Trained):
             trained = made
             result = await self._write(
-                lambda: train.finish(self._store, self.task, trained, seconds=seconds, notes=notes)
+                lambda: train.finish(self._store, self.task, trained, uploads, seconds=seconds, notes=notes)
             )
         else:
             tested = made
             refs = self._folder / "refs.jsonl"
             result = await self._write(
-                lambda: test.finish(self._store, self.task, tested, self._model, refs, seconds=seconds, notes=notes)
+                lambda: test.finish(
+                    self._store,
+                    self.task,
+                    tested,
+                    uploads,
+                    model=self._model,
+                    refs=refs,
+                    seconds=seconds,
+                    notes=notes,
+                )
             )
         metrics = result.get("metrics") or {}
         log.info(
@@ -327,6 +351,9 @@ class Attempt:
         if failed.kind == "memory" and self.task.batch_size_limit is None and self.task.params.batch_size > 1:
             # Once: a second failure with half the batch means that the network does not fit at all.
             await self._retry(error, delay=0, batch_size_limit=self.task.params.batch_size // 2)
+        elif failed.kind == "machine":
+            self.machine_failed = True
+            await self._retry(error)
         elif failed.kind == "snapshot":
             await self._write(lambda: self._store.tasks.drop_snapshot(self.task))
             await self._retry(error, delay=0)
@@ -405,14 +432,15 @@ class Attempt:
 
     async def _tell(self, lines: list[str]) -> None:
         """Store measurements and log lines; while the database is away they are kept for the next time."""
-        measured, self._measured = self._measured, []
+        measured = list(self._measured)
+        self._measured.clear()
         try:
             await self._store.traces.put_measurements(self._number, measured)
             measured = []
             await self._store.traces.append_log(self._number, lines)
         except StoreError as error:
             if not refused(error):
-                self._measured = measured + self._measured
+                self._measured = deque([*measured, *self._measured], maxlen=_MAX_MEASURED)
                 self._story.put_back(self._name, lines)
             log.warning("traces not stored", reason=brief(error))
 

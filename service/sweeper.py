@@ -17,6 +17,7 @@ from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode
 from schemas.params import shown
 from service.attempt import quiet_renew_seconds
+from service.logs import Story
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -38,8 +39,10 @@ class Sweeper:
         every_seconds: float,
         wake: Callable[[], None],
         describe: Callable[[], Document],
+        story: Story,
     ) -> None:
         self._store = store
+        self._story = story
         self._owner = owner
         self._every_seconds = every_seconds
         self._wake = wake
@@ -175,11 +178,15 @@ class Sweeper:
                 # Changed by hand into something that cannot be counted up: it must not keep the others waiting.
                 log.error("task cannot be taken back", task_id=shown(lost.task_id), reason=brief(error))  # noqa: TRY400
                 continue
+            name = str(lost.task_id)
+            # Who lost it cannot say so.
+            self._story.open(name)
             log.warning(
                 "task taken from a lost worker",
-                task_id=str(lost.task_id),
+                task_id=name,
                 attempt=lost.attempt,
                 lost_owner=lost.owner,
                 status=after.status,
                 failures=after.failures,
             )
+            await self._store.traces.append_log(lost.task_id, self._story.close(name))

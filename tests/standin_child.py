@@ -158,6 +158,10 @@ def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
     if job["kind"] == "TRAIN":
         onnx = out_folder / "model.onnx"
         onnx.write_bytes(b"no real model")
+        reports = {}
+        if fault == "pictures":
+            reports["curve"] = str(out_folder / "curve.png")
+            Path(reports["curve"]).write_bytes(b"no real picture")
         emit(
             "trained",
             onnx=str(onnx),
@@ -172,7 +176,7 @@ def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
             device=job["devices"][0],
             metrics=_METRICS,
             images=_EMPTY,
-            reports={},
+            reports=reports,
         )
     else:
         detections = out_folder / "detections.jsonl"

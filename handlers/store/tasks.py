@@ -71,6 +71,16 @@ CANCELLED = TaskError("cancelled", "the client set cancel_requested")
 
 
 @dataclass(frozen=True)
+class Head:
+    """The first of the queue: how many devices it needs, and whether it has waited longer than one should."""
+
+    needed: int
+    waited_long: bool
+    #: Whether nothing may run beside it.
+    runs_alone: bool
+
+
+@dataclass(frozen=True)
 class Waiting:
     """A task taken off a worker: what became of it, and after how many faults."""
 
@@ -256,8 +266,10 @@ class Tasks:
 
     # ---- claim
 
-    async def claim(self, owner: str, free: Mapping[str, int]) -> Document | None:
+    async def claim(self, owner: str, free: Mapping[str, int], *, idle: bool = True) -> Document | None:
         """Take the best PENDING task that fits into `free` devices (`{"CPU": 1, "GPU": 4}`), or None.
+
+        `idle`: nothing else runs on this worker, so that it may take a task that is to run alone.
 
         Atomic: of many claimers one gets it. Raises nothing for a queue that holds only what does not fit.
         """
@@ -290,6 +302,7 @@ class Tasks:
             {
                 "status": TaskStatus.PENDING.name,
                 "$or": needs,
+                **({} if idle else {"runs_alone": {"$ne": True}}),
                 **_IN_QUEUE_INDEX,
                 "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
                 # What the update counts up and appends to. A document whose own was changed by hand into something
@@ -313,8 +326,8 @@ class Tasks:
         )
         return await self._db.call(cursor.to_list)
 
-    async def head(self, kind: str, total: int, patience_seconds: float) -> tuple[int, bool] | None:
-        """The best due task that fits into `total` devices of a kind: (devices needed, waited longer than patience)."""
+    async def head(self, kind: str, total: int, patience_seconds: float) -> Head | None:
+        """The best due task that fits into `total` devices of a kind."""
         found = await self._db.call(
             self._tasks.find_one,
             {
@@ -325,11 +338,15 @@ class Tasks:
             },
             {
                 "needed": "$param_request.device_num",
+                "runs_alone": True,
                 "waited": {"$subtract": ["$$NOW", {"$ifNull": ["$not_before", "$create_time"]}]},
             },
             sort=QUEUE_ORDER,
         )
-        return (found["needed"], found["waited"] > patience_seconds * 1000) if found else None
+        if found is None:
+            return None
+        waited_long = found["waited"] > patience_seconds * 1000
+        return Head(found["needed"], waited_long=waited_long, runs_alone=found.get("runs_alone") is True)
 
     # ---- the owner's writes, each behind the fence
 
@@ -477,7 +494,7 @@ class Tasks:
         error = TaskError(
             "lost_worker", f"worker {lost.owner} stopped renewing its lease during attempt {lost.attempt}"
         )
-        return await self._fault(fence, lost.attempt, error, None, None)
+        return await self._fault(fence, lost.attempt, error, None, None, worker_lost=True)
 
     async def cancel_waiting(self, key: Any = None) -> int:
         """End PENDING tasks whose client asked for that: the one with this `_id`, or all. Returns how many."""
@@ -537,7 +554,14 @@ class Tasks:
             raise LostTask(task.task_id)
 
     async def _fault(
-        self, fence: Document, attempt: int, error: TaskError, delay: float | None, batch_size_limit: int | None
+        self,
+        fence: Document,
+        attempt: int,
+        error: TaskError,
+        delay: float | None,
+        batch_size_limit: int | None,
+        *,
+        worker_lost: bool = False,
     ) -> Waiting:
         over: Document = {"$gte": ["$failures", "$max_attempts"]}
         doubling = {"$min": [300_000, {"$multiply": [1000, {"$pow": [2, {"$subtract": ["$failures", 1]}]}]}]}
@@ -558,6 +582,10 @@ class Tasks:
         }
         if batch_size_limit is not None:
             fields["batch_size_limit"] = batch_size_limit
+        if worker_lost:
+            # A task that kills its worker takes those beside it along, and each of them is counted a fault. The last
+            # attempt shows which one it was.
+            fields["runs_alone"] = {"$gte": ["$failures", {"$subtract": ["$max_attempts", 1]}]}
         after = await self._db.call(
             self._tasks.find_one_and_update,
             fence,

@@ -97,12 +97,19 @@ class Faults:
             "insert storm": self.storm,
         }
 
-    def run_lane(self, name: str, faults: dict[str, Fault], *, until: float, gap: float) -> None:
-        """Draw from `faults` until that time: every one once, in a new order, and again; `gap` seconds in between."""
+    def run_lane(self, name: str, faults: dict[str, Fault], *, until: float, gap: float, calm: float = 0) -> None:
+        """Draw from `faults` until that time: every one once, in a new order, and again.
+
+        `gap` is the mean pause between two, `calm` the pause before each round, in seconds.
+        """
         rng = random.Random(f"{name} {self._seed}")
         order: list[str] = []
         while time.time() < until:
-            order = order or rng.sample(sorted(faults), len(faults))
+            if not order:
+                # Calm between two rounds: only then is it seen how soon a lost worker's tasks run elsewhere.
+                time.sleep(min(calm, max(0, until - time.time())))
+                order = rng.sample(sorted(faults), len(faults))
+                continue
             fault = order.pop()
             begin = time.time()
             log.info("fault", lane=name, fault=fault)

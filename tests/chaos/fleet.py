@@ -8,12 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.processes import children_of, end, resident_mb, send, start, wait_until
+from tests.chaos.processes import children_of, resident_mb, send, start, wait_until
 from tests.helpers import STANDIN
 
 #: Seconds from a worker's end to its next start.
@@ -115,12 +115,13 @@ class Fleet:
 
     def stop(self) -> list[int]:
         """End all with SIGTERM; returns their exit codes."""
+        self.wait_ready()
         self._stopping.set()
         self._keeper.join()
         for worker in self.workers:
             worker.signal(signal.SIGCONT)
             worker.signal(signal.SIGTERM)
-        return [end(worker.process, seconds=60) for worker in self.workers if worker.process is not None]
+        return [self._wait(worker) for worker in self.workers]
 
     def unmount(self) -> None:
         """Give the disks back."""
@@ -138,23 +139,33 @@ class Fleet:
                         except ValueError:
                             yield path.name, {"event": line.rstrip(), "level": "no JSON"}
 
+    def kill(self) -> None:
+        """SIGKILL to whatever is left."""
+        self._stopping.set()
+        for worker in self.workers:
+            if worker.alive:
+                self.kill_one(worker)
+
     def stop_one(self, worker: Worker) -> int:
         """SIGTERM to one and wait for its end; it is started again as always. Returns its exit code."""
         with worker.lock:
-            process = worker.process
-            assert process is not None
             worker.signal(signal.SIGTERM)
-            try:
-                return process.wait(60)
-            except subprocess.TimeoutExpired:
-                worker.signal(signal.SIGKILL)
-                return process.wait(10)
+            return self._wait(worker)
 
     def kill_one(self, worker: Worker) -> None:
         """SIGKILL to one."""
         worker.signal(signal.SIGKILL)
         if worker.process is not None:
             worker.process.wait(10)
+
+    @staticmethod
+    def _wait(worker: Worker) -> int:
+        assert worker.process is not None
+        try:
+            return worker.process.wait(60)
+        except subprocess.TimeoutExpired:
+            worker.signal(signal.SIGKILL)
+            return worker.process.wait(10)
 
     def _keep(self) -> None:
         while not self._stopping.wait(0.1):
@@ -218,5 +229,7 @@ def fleet(folder: Path, size: int, env: dict[str, str]) -> Iterator[Fleet]:
         yield made
     finally:
         if not made._stopping.is_set():
-            made.stop()
+            with suppress(TimeoutError):
+                made.stop()
+            made.kill()
         made.unmount()

@@ -37,7 +37,7 @@ class Record:
     kind: str | None = None
     task_type: str | None = None
     changes: list[Change] = field(default_factory=list)
-    #: The collection was dropped or renamed under it: nobody has to answer it any more.
+    #: The collection was dropped or renamed before it ended: nobody has to answer it any more.
     dropped: bool = False
 
     @property
@@ -110,7 +110,7 @@ class History:
                 self._update(self.records[event["documentKey"]["_id"]], event)
             case "drop" | "rename" | "dropDatabase":
                 for record in self.records.values():
-                    record.dropped = True
+                    record.dropped = record.dropped or not record.ends
 
     def _update(self, record: Record, event: dict[str, Any]) -> None:
         fields: dict[str, Any] = event["updateDescription"]["updatedFields"]

@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from bson import ObjectId
@@ -21,6 +22,14 @@ _BUCKETS = ("models", "messages", "reports")
 
 #: Log lines that are no fault of a task, a worker or the database, but ours.
 _BUGS = ("bug in", "Traceback", "no task any more")
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """A task that lost its worker: seconds until its next state, and for how many of them the database had a fault."""
+
+    seconds: float
+    excused: float
 
 
 def lost(client: Client, history: History) -> list[str]:
@@ -64,40 +73,40 @@ def unexpected(client: Client, history: History) -> list[str]:
         record, script = history.records.get(request.key), SCRIPTS[request.script]
         if record is None or record.dropped or not record.ends:
             continue
-        if record.ends[0] not in script.ends or (record.ends[0] == "FAILED" and record.kind != script.kind):
+        if record.ends[0] not in script.ends or (record.ends[0] == "FAILED" and record.kind not in script.kinds):
             found.append(f"task {request.task_id} ({request.script}): {record.ends[0]} {record.kind}")
     return found
 
 
-def takeovers(deaths: Iterable[Death], history: History, faults: Iterable[Interval], *, margin: float) -> list[float]:
-    """Seconds from a worker's death to its tasks' next state, where no fault of the database was near.
+def takeovers(deaths: Iterable[Death], history: History, faults: Iterable[Interval], *, after: float) -> list[Takeover]:
+    """What became of the tasks of workers that died.
 
-    `margin`: seconds around a fault of the database in which no lease is judged.
+    `after`: seconds after a fault of the database in which no lease is judged.
     """
     faults = [fault for fault in faults if fault.lane == "database"]
     found = []
     for death in deaths:
         for record in history.records.values():
-            for change, after in zip(record.changes, record.changes[1:], strict=False):
-                until = after.at.timestamp()
+            for change, following in zip(record.changes, record.changes[1:], strict=False):
+                until = following.at.timestamp()
                 if change.owner != death.owner or change.status != "RUNNING" or until < death.at:
                     continue
-                if all(fault.end + margin < death.at or fault.begin > until for fault in faults):
-                    found.append(until - death.at)
+                spans = [min(f.end + after, until) - max(f.begin, death.at) for f in faults]
+                found.append(Takeover(until - death.at, sum(span for span in spans if span > 0)))
     return found
 
 
 def untold(history: History, db: Database[dict[str, Any]]) -> list[str]:
-    """Tasks that ran and whose stored log does not say with which attempt, and how it ended."""
+    """Tasks that ran and whose stored log does not say how the last attempt ended."""
     found = []
     logs = {document["_id"]: document["lines"] for document in db.DL_TASK_LOG.find()}
     for record in history.records.values():
         if record.dropped or not record.attempt or not record.ends:
             continue
         told = [event for event in map(_event, logs.get(record.task_id, [])) if event]
-        ran = any(e["event"] == "task running" and e.get("attempt") == record.attempt for e in told)
-        ended = any(e["event"].startswith("task ") and e.get("attempt") == record.attempt for e in told[-3:])
-        if not (ran and ended):
+        # Of an attempt that was killed within its first seconds, the one that took the task back tells.
+        of_last = [str(event["event"]) for event in told if event.get("attempt") == record.attempt]
+        if not any(event.startswith("task ") and event != "task running" for event in of_last):
             found.append(f"task {record.task_id} ({record.status}, attempt {record.attempt}): {len(told)} lines")
     return found
 

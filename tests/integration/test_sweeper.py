@@ -13,6 +13,7 @@ import service.sweeper
 from handlers.store import Store
 from schemas.task import Task
 from service.attempt import QUIET_RENEW_SECONDS
+from service.logs import Story
 from service.sweeper import Sweeper
 from tests.helpers import train_request
 
@@ -38,7 +39,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def sweeper(store: Store) -> Sweeper:
-    return Sweeper(store, owner="w", every_seconds=0.01, wake=lambda: None, describe=lambda: {"host": "here"})
+    return Sweeper(
+        store, owner="w", every_seconds=0.01, wake=lambda: None, describe=lambda: {"host": "here"}, story=Story()
+    )
 
 
 async def run_once(sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pymongo.database import Database
 from handlers import train
 from handlers.detection.job import Trained
 from handlers.errors import LostTask, PermanentError
+from handlers.prepare import Uploads
 from handlers.store import Store
 from handlers.store.tasks import Expired, TaskError
 from schemas.enums import TaskStatus
@@ -587,8 +588,8 @@ def trained(folder: Path) -> Trained:
     )
 
 
-async def finish(store: Store, task: Task, folder: Path) -> dict[str, Any]:
-    return await train.finish(store, task, trained(folder), seconds=1.0, notes=())
+async def finish(store: Store, task: Task, folder: Path, uploads: Uploads | None = None) -> dict[str, Any]:
+    return await train.finish(store, task, trained(folder), uploads or Uploads(store, task), seconds=1.0, notes=())
 
 
 async def test_the_end_of_a_training_and_its_model_are_written_together(store: Store, db: Db, tmp_path: Path) -> None:
@@ -633,13 +634,28 @@ async def test_a_model_that_cannot_be_registered_leaves_the_task_running(store: 
 async def test_a_finish_that_is_tried_again_registers_once(store: Store, db: Db, tmp_path: Path) -> None:
     """The answer to a finish got lost: the second call changes nothing, and returns what the first one wrote."""
     task = await claimed(store, db)
-    first = await finish(store, task, tmp_path)
+    uploads = Uploads(store, task)
+    first = await finish(store, task, tmp_path, uploads)
     before = document(db, task)
-    again = await finish(store, task, tmp_path)
+    again = await finish(store, task, tmp_path, uploads)
     assert again == first
     assert document(db, task) == before
-    assert db.DL_MODEL.count_documents({}) == 1
-    assert db["models.files"].count_documents({}) == 1
+    model = db.DL_MODEL.find_one({})
+    assert model is not None
+    assert [file["_id"] for file in db["models.files"].find()] == [model["file_id"]]
+
+
+async def test_a_registered_file_stays_when_the_task_is_deleted(store: Store, db: Db, tmp_path: Path) -> None:
+    """The answer to a finish got lost, and then somebody deleted the task: the model keeps its file."""
+    task = await claimed(store, db)
+    uploads = Uploads(store, task)
+    await finish(store, task, tmp_path, uploads)
+    db.DL_TASK.delete_one({"_id": task.key})
+    with pytest.raises(LostTask):
+        await finish(store, task, tmp_path, uploads)
+    model = db.DL_MODEL.find_one({})
+    assert model is not None
+    assert [file["_id"] for file in db["models.files"].find()] == [model["file_id"]]
 
 
 async def test_trainings_of_one_name_that_finish_at_once_get_their_own_versions(
