@@ -52,7 +52,12 @@ class Dispatcher:
         self._rests_until = 0.0
         #: Until when a task may run in our name of which we have not been told.
         self._unsure_until = -math.inf
-        self.running: dict[str, Attempt] = {}
+        self._attempts: list[Attempt] = []
+
+    @property
+    def running(self) -> list[str]:
+        """`task_id/attempt` of each attempt that runs."""
+        return [f"{attempt.task.task_id}/{attempt.task.attempt}" for attempt in self._attempts]
 
     def wake(self) -> None:
         """There may be a task to claim."""
@@ -61,13 +66,13 @@ class Dispatcher:
     def drain(self) -> None:
         """Claim no more, and let every running task go back to the queue."""
         self._draining = True
-        for attempt in self.running.values():
+        for attempt in self._attempts:
             attempt.end(Ending.DRAINED)
         self.wake()
 
     def cancel(self, key: object) -> None:
         """End the running task with this `_id`, if it is ours: its client asked for that."""
-        for attempt in self.running.values():
+        for attempt in self._attempts:
             if attempt.task.key == key:
                 attempt.end(Ending.CANCELLED)
 
@@ -95,10 +100,8 @@ class Dispatcher:
         if anyio.current_time() > self._unsure_until:
             return
         for document in await self._store.tasks.running_of(self._owner):
-            if not any(
-                attempt.task.key == document["_id"] and attempt.task.attempt == document.get("attempt")
-                for attempt in self.running.values()
-            ):
+            claimed = (document["_id"], document.get("create_time"), document.get("attempt"))
+            if claimed not in [(mine.task.key, mine.task.create_time, mine.task.attempt) for mine in self._attempts]:
                 log.warning(
                     "task claimed without an answer", key=shown(document["_id"]), attempt=document.get("attempt")
                 )
@@ -106,9 +109,9 @@ class Dispatcher:
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
         while not self._draining and anyio.current_time() >= self._rests_until:
-            if any(attempt.task.runs_alone for attempt in self.running.values()):
+            if any(attempt.task.runs_alone for attempt in self._attempts):
                 return
-            free, idle = await self._claimable(), not self.running
+            free, idle = await self._claimable(), not self._attempts
             document = await self._store.tasks.claim(self._owner, free, idle=idle)
             if document is None:
                 return
@@ -118,7 +121,7 @@ class Dispatcher:
         """The free devices of each kind, less those that are kept free for a task that has waited long."""
         free = self._devices.free()
         for kind, total in self._devices.total.items():
-            if not self.running or free[kind] == 0:
+            if not self._attempts or free[kind] == 0:
                 continue
             head = await self._store.tasks.head(kind, total, self._patience_seconds)
             if head is None or not head.waited_long:
@@ -141,7 +144,11 @@ class Dispatcher:
             return
         devices = self._devices.take(task.params.device_type.name, task.params.device_num)
         attempt = self._make_attempt(task, devices)
-        self.running[f"{task.task_id}/{task.attempt}"] = attempt
+        for other in self._attempts:
+            if other.task.task_id == task.task_id:
+                # Deleted and inserted again, or taken from us: what runs of it is nobody's, though it may not know yet.
+                other.end(Ending.LOST)
+        self._attempts.append(attempt)
         if self._draining or len(devices) < task.params.device_num:
             # Fewer: a claim that was carried out late, when the devices had gone to another task.
             attempt.end(Ending.DRAINED)
@@ -166,7 +173,7 @@ class Dispatcher:
             await attempt.run()
         finally:
             task = attempt.task
-            del self.running[f"{task.task_id}/{task.attempt}"]
+            self._attempts.remove(attempt)
             self._rest_after(attempt)
             self._devices.give_back(task.params.device_type.name, attempt.devices)
             self.wake()
