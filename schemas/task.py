@@ -1,6 +1,7 @@
 """The task document: what a client inserts, and the normalised task that a worker runs."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Literal
 
 from bson import Decimal128, ObjectId
@@ -93,6 +94,9 @@ class Task(BaseModel):
     json_mongodb_id: ObjectId | None
     owner: str
     attempt: int
+    #: When it was admitted, by the server's clock. A document that is deleted and inserted again under its `_id` may be
+    #: claimed by the same worker, as its first attempt again: this alone tells the two tasks apart.
+    create_time: datetime
     snapshot: SnapshotRef | None
     #: Set after an attempt ran out of device memory.
     batch_size_limit: int | None
@@ -112,6 +116,7 @@ class Task(BaseModel):
             json_mongodb_id=object_id(document.get("json_mongodb_id")),
             owner=document["owner"],
             attempt=document["attempt"],
+            create_time=document["create_time"],
             snapshot=document.get("snapshot"),
             batch_size_limit=document.get("batch_size_limit"),
             runs_alone=document.get("runs_alone") is True,

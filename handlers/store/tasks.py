@@ -1,9 +1,9 @@
 """DL_TASK: every write to the task collection, one method each.
 
 The collection is the truth; everything else (change stream, timers, memory) only decides when to look. Two rules hold
-throughout. A write of a running task filters on `_id`, `owner` and `attempt`, the fence: whoever lost the task matches
-nothing and learns it. And a state change is one update that also writes `history`, with the server's clock (`$$NOW`);
-values that came from users stand under `$literal`, since a pipeline would expand `'$status'` in them.
+throughout. A write of a running task filters on `_id`, `create_time`, `owner` and `attempt`, the fence: whoever lost
+the task matches nothing and learns it. And a state change is one update that also writes `history`, with the server's
+clock (`$$NOW`); values that came from users stand under `$literal`, since a pipeline would expand `'$status'` in them.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -429,7 +429,12 @@ class Tasks:
         if changed.matched_count:
             return True
         # Only the owner of an attempt ends it as SUCCEEDED, so one that stands there is this attempt's own.
-        ended = {"_id": task.key, "attempt": task.attempt, "status": status.name}
+        ended = {
+            "_id": task.key,
+            "create_time": task.create_time,
+            "attempt": task.attempt,
+            "status": status.name,
+        }
         if await self._db.call(self._tasks.find_one, ended, {"_id": True}, session=session) is None:
             raise LostTask(task.task_id)
         return False
@@ -465,7 +470,11 @@ class Tasks:
     async def expired(self) -> list[Expired]:
         """Running tasks whose lease is over."""
         cursor = self._tasks.find(
-            {"status": TaskStatus.RUNNING.name, **_IN_QUEUE_INDEX, "$expr": self._lease_over()},
+            {
+                "status": TaskStatus.RUNNING.name,
+                **_IN_QUEUE_INDEX,
+                "$expr": {"$and": [_ADMITTED["$expr"], self._lease_over()]},
+            },
             {"task_id": True, "owner": True, "attempt": True},
         )
         return [
@@ -480,7 +489,7 @@ class Tasks:
             "status": TaskStatus.RUNNING.name,
             "owner": lost.owner,
             "attempt": lost.attempt,
-            "$expr": self._lease_over(),
+            "$expr": {"$and": [_ADMITTED["$expr"], self._lease_over()]},
         }
         error = TaskError(
             "lost_worker", f"worker {lost.owner} stopped renewing its lease during attempt {lost.attempt}"
@@ -529,6 +538,7 @@ class Tasks:
     def _fence(self, task: Task) -> Document:
         return {
             "_id": task.key,
+            "create_time": task.create_time,
             "owner": task.owner,
             "attempt": task.attempt,
             "status": TaskStatus.RUNNING.name,

@@ -145,6 +145,17 @@ async def test_cancel_of_one_leaves_the_others(store: Store, db: Db) -> None:
     assert await store.tasks.renew(task, None) is True
 
 
+async def test_a_copy_of_a_running_task_is_not_taken_from_its_owner(store: Store, db: Db) -> None:
+    """Its lease is over and it carries an owner, and it is nobody's yet: admission alone may write to it."""
+    task = await claimed(store, db)
+    copy = {**document(db, task), "_id": ObjectId(), "task_id": Int64(2), "lease_renewed_at": LONG_AGO}
+    db.DL_TASK.insert_one(copy)
+    assert await store.tasks.expired() == []
+    with pytest.raises(LostTask):
+        await store.tasks.recover(Expired(copy["_id"], 2, task.owner, task.attempt))
+    assert db.DL_TASK.find_one({"_id": copy["_id"]}) == copy
+
+
 async def test_a_forged_waiting_task_is_not_claimed_before_admission(store: Store, db: Db) -> None:
     """A copy of a PENDING document is PENDING in name only: not claimed, not cancelled, not recovered."""
     key = await pending(store, db, 1)
@@ -236,6 +247,28 @@ async def test_who_lost_the_task_can_change_nothing(store: Store, db: Db) -> Non
             await write(store, old)
         assert document(db, new) == before, name
         await store.tasks.finish(new, TaskStatus.FAILED, error=ERROR)
+
+
+async def test_a_task_that_was_inserted_again_is_another_one(store: Store, db: Db, tmp_path: Path) -> None:
+    """Under its old `_id` and number, and claimed by the same worker, as its first attempt: fenced all the same."""
+    old = await claimed(store, db)
+    db.DL_TASK.delete_one({"_id": old.key})
+    db.DL_TASK.insert_one({"_id": old.key, "task_id": Int64(1)})
+    assert await store.tasks.admit(old.key, fields(1))
+    new = await claim(store)
+    assert new is not None
+    assert (new.key, new.owner, new.attempt) == (old.key, old.owner, old.attempt)
+    before = document(db, new)
+    for name, write in WRITES.items():
+        with pytest.raises(LostTask):
+            await write(store, old)
+        assert document(db, new) == before, name
+    with pytest.raises(LostTask):
+        await finish(store, old, tmp_path)
+    await finish(store, new, tmp_path)
+    with pytest.raises(LostTask):
+        await finish(store, old, tmp_path)
+    assert db.DL_MODEL.count_documents({}) == 1
 
 
 async def test_an_end_state_never_changes(store: Store, db: Db) -> None:
