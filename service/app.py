@@ -98,6 +98,7 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 every_seconds=settings.sweep_seconds,
                 wake=dispatcher.wake,
                 describe=lambda: _describe(devices, dispatcher),
+                story=story,
             )
 
             async def cancel(key: Any) -> None:
@@ -111,7 +112,10 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 background.start_soon(sweeper.admit_from, keys_to_admit)
             background.start_soon(sweeper.run)
             background.start_soon(keep_clean, store, cache)
-            await children.warm_up()
+            try:
+                await children.warm_up()
+            except OSError as error:
+                raise StartupError(f"DLTASK_CHILD_COMMAND cannot be started: {error}") from error
             log.info(
                 "service ready",
                 version=version("dltask"),

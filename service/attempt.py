@@ -6,6 +6,7 @@ from, and nothing of the child is left.
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from pathlib import Path
@@ -13,14 +14,15 @@ from typing import Any, TypeVar
 
 import anyio
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from handlers import test, train
 from handlers.detection import job as child_job
 from handlers.errors import LostTask, PermanentError, TemporaryError
 from handlers.images import ImageCache
+from handlers.prepare import Uploads
 from handlers.store import Store
-from handlers.store.database import Document, StoreError, brief
+from handlers.store.database import Document, StoreError, brief, refused
 from handlers.store.tasks import CANCELLED, TaskError
 from schemas.enums import TaskStatus
 from schemas.numbers import bson_uint64
@@ -33,9 +35,24 @@ T = TypeVar("T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-#: Seconds between renewals while there is progress to tell, and while there is none.
+#: Seconds between renewals while there is progress to tell, and while there is none; at most, see below.
 RENEW_SECONDS = 2.0
 QUIET_RENEW_SECONDS = 10.0
+
+#: How often the server may refuse the last write of an attempt before its refusal is taken for an answer.
+_REFUSALS = 5
+
+#: Seconds until a task is tried again of which the database kept us from preparing the data.
+_DATABASE_DELAY = 5.0
+
+#: Notes kept for the result, and measurements that wait to be stored: a child gone wild makes more.
+_MAX_NOTES = 50
+_MAX_MEASURED = 10_000
+
+
+def quiet_renew_seconds(lease_seconds: float) -> float:
+    """Seconds between renewals without progress: a lease of any length outlives three that fail."""
+    return min(QUIET_RENEW_SECONDS, lease_seconds / 4)
 
 
 class Ending(Enum):
@@ -65,6 +82,8 @@ class Attempt:
     ) -> None:
         self.task = task
         self.devices = devices
+        #: Whether it ended by a fault of this machine, which the next task would meet as well.
+        self.machine_failed = False
         self._store = store
         self._cache = cache
         self._children = children
@@ -81,11 +100,12 @@ class Attempt:
         #: The registered model that a TEST runs.
         self._model: Document = {}
         self._progress: dict[str, Any] | None = None
-        self._measured: list[tuple[int, dict[str, float]]] = []
+        self._measured: deque[tuple[int, dict[str, float]]] = deque(maxlen=_MAX_MEASURED)
         self._notes: list[str] = []
         self._snapshots: list[Any] = [task.snapshot.file_id] if task.snapshot else []
         self._outcome: child_job.Trained | child_job.Tested | child_job.Failed | child_job.Stopped | None = None
         self._number = bson_uint64(task.task_id)
+        self._name = str(task.task_id)
         self._began = time.monotonic()
 
     # ---- from outside
@@ -110,9 +130,8 @@ class Attempt:
 
     async def run(self) -> None:
         """Make the attempt and leave the task in its next state."""
-        task_id = str(self.task.task_id)
-        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=self.task.attempt, owner=self.task.owner)
-        self._story.open(task_id)
+        structlog.contextvars.bind_contextvars(task_id=self._name, attempt=self.task.attempt, owner=self.task.owner)
+        self._story.open(self._name)
         log.info("task running", task_type=self.task.task_type, devices=self.devices)
         try:
             async with anyio.create_task_group() as group:
@@ -122,8 +141,9 @@ class Attempt:
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
-                with anyio.move_on_after(5):
-                    await self._tell(self._story.close(task_id))
+                lines = self._story.close(self._name)
+                if not await self._tell(lines):
+                    self._story.left.append((self._number, lines))
 
     async def _work(self) -> None:
         """Run the task and write its next state."""
@@ -136,11 +156,13 @@ class Attempt:
             except PermanentError as error:
                 await self._fail(TaskError(error.kind, str(error), error.field, error.code))
             except TemporaryError as error:
+                self.machine_failed = error.kind == "disk_full"
                 await self._retry(TaskError(error.kind, str(error)), delay=error.delay)
             except StoreError as error:
-                await self._retry(TaskError("database", brief(error)))
+                await self._database_failed(error)
             except OSError as error:
                 # A full disk, no more processes: this machine's fault, and another worker may do better.
+                self.machine_failed = True
                 log.exception("fault of this machine")
                 await self._retry(TaskError("machine", str(error)))
             except Exception:
@@ -149,6 +171,9 @@ class Attempt:
                 await self._fail(TaskError("bug", "a fault of the service; its traceback is in the worker's log"))
         except LostTask:
             log.warning("task lost to another worker, or over")
+        except StoreError as error:
+            # Nothing can be written of this task. Its lease runs out, and its faults are counted by who takes it back.
+            log.error("task cannot be ended", reason=brief(error))  # noqa: TRY400
 
     async def _prepare_and_run(self) -> None:
         self._folder.mkdir(parents=True)
@@ -165,32 +190,44 @@ class Attempt:
         log.info("data ready", seconds=self._seconds())
         async with self._children.take() as child:
             self._child = child
-            await child.give(path, task_id=str(self.task.task_id), attempt=self.task.attempt, owner=self.task.owner)
+            await child.give(
+                path, job.out, task_id=str(self.task.task_id), attempt=self.task.attempt, owner=self.task.owner
+            )
             # The next child warms up while this one works.
-            await self._children.warm_up()
+            try:
+                await self._children.warm_up()
+            except OSError as error:
+                log.warning("no child can be warmed up", reason=str(error))
             if self._ending is not None:
                 self._stop(child)
             await self._listen(child)
 
     async def _listen(self, child: Child) -> None:
-        """Take in what the child reports, until it ends or has been silent too long."""
+        """Take in what the child reports, until it ends or has made no progress for too long."""
         try:
             # It may have been told to stop before it was listened to.
             patience = self._silence_seconds if self._ending is None else self._grace_seconds
             with anyio.fail_after(patience) as self._patience:
                 async for event in child.events():
+                    moved = self._has_moved(event)
                     await self._take_in(event)
-                    if self._ending is None:
+                    if moved and self._ending is None:
                         self._patience.deadline = anyio.current_time() + self._silence_seconds
         except TimeoutError:
             child.kill()
             if self._ending is None:
-                raise TemporaryError("hung", f"the child was silent for {self._silence_seconds:g} s") from None
+                raise TemporaryError("hung", f"the child made no progress for {self._silence_seconds:g} s") from None
             log.warning("child did not stop in time, killed", grace_seconds=self._grace_seconds)
         code = await child.wait()
         if self._outcome is None and self._ending is None:
             last = child.last_words[-1] if child.last_words else "it said nothing"
             raise TemporaryError("child_died", f"the child ended with {_exit(code)}: {last}")
+
+    def _has_moved(self, event: child_job.Event) -> bool:
+        """Whether the attempt has got further: a hung child can go on talking, from another of its threads."""
+        if isinstance(event, child_job.Progress):
+            return self._progress is None or event.iteration != self._progress["iteration"]
+        return not isinstance(event, child_job.Note)
 
     async def _take_in(self, event: child_job.Event) -> None:
         match event:
@@ -204,11 +241,13 @@ class Attempt:
                 )
             case child_job.Progress():
                 self._progress = event.model_dump(exclude={"event", "learning_rate"}, exclude_none=True)
+                self._progress["max_num_iters"] = bson_uint64(event.max_num_iters)
             case child_job.Measured():
                 self._measured.append((event.iteration, event.values))
             case child_job.Note():
-                self._notes.append(event.message)
-                log.info("note", message=event.message)
+                if len(self._notes) < _MAX_NOTES:
+                    self._notes.append(event.message)
+                    log.info("note", message=event.message)
             case child_job.Snapshot():
                 await self._store_snapshot(event)
             case _:
@@ -251,25 +290,52 @@ class Attempt:
         elif self._ending is Ending.CANCELLED:
             await self._cancelled()
         elif self._ending is Ending.DRAINED or isinstance(outcome, child_job.Stopped):
-            await self._write(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
-            log.info("task released")
+            await self._release_to_stop()
         elif isinstance(outcome, child_job.Failed):
             await self._child_failed(outcome)
+
+    async def _release_to_stop(self) -> None:
+        # Not however long that takes: where the database is away, the lease does the same for the task a little later.
+        with anyio.move_on_after(self._grace_seconds):
+            await self._write(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
+            log.info("task released")
+            return
+        log.warning("task not released, its lease runs out", grace_seconds=self._grace_seconds)
+
+    async def _database_failed(self, error: StoreError) -> None:
+        """The database failed while the data was being prepared, or refused what came out."""
+        if refused(error):
+            await self._fail(TaskError("database", f"MongoDB refuses: {brief(error)}"))
+            return
+        # That it was away says nothing about the task, and counts as no fault of it.
+        reason = f"database: {brief(error)}"
+        await self._write(lambda: self._store.tasks.release(self.task, reason, delay=_DATABASE_DELAY))
+        log.warning("task back in the queue", kind="database", reason=brief(error))
 
     async def _succeed(self, outcome: child_job.Trained | child_job.Tested) -> None:
         kind = self.task.params.device_type.name
         made = outcome.model_copy(update={"device": self._all_devices.named(kind, outcome.device)})
         seconds, notes = self._seconds(), tuple(self._notes)
+        uploads = Uploads(self._store, self.task)
         if isinstance(made, child_job.Trained):
             trained = made
             result = await self._write(
-                lambda: train.finish(self._store, self.task, trained, seconds=seconds, notes=notes)
+                lambda: train.finish(self._store, self.task, trained, uploads, seconds=seconds, notes=notes)
             )
         else:
             tested = made
             refs = self._folder / "refs.jsonl"
             result = await self._write(
-                lambda: test.finish(self._store, self.task, tested, self._model, refs, seconds=seconds, notes=notes)
+                lambda: test.finish(
+                    self._store,
+                    self.task,
+                    tested,
+                    uploads,
+                    model=self._model,
+                    refs=refs,
+                    seconds=seconds,
+                    notes=notes,
+                )
             )
         metrics = result.get("metrics") or {}
         log.info(
@@ -286,6 +352,9 @@ class Attempt:
         if failed.kind == "memory" and self.task.batch_size_limit is None and self.task.params.batch_size > 1:
             # Once: a second failure with half the batch means that the network does not fit at all.
             await self._retry(error, delay=0, batch_size_limit=self.task.params.batch_size // 2)
+        elif failed.kind == "machine":
+            self.machine_failed = True
+            await self._retry(error)
         elif failed.kind == "snapshot":
             await self._write(lambda: self._store.tasks.drop_snapshot(self.task))
             await self._retry(error, delay=0)
@@ -315,18 +384,23 @@ class Attempt:
             log.warning("task back in the queue", kind=error.kind, reason=error.message, failures=after.failures)
 
     async def _write(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Do a last write however long the database is away: the result of hours must not be lost to an outage."""
+        """Do a last write however long the database is away: the result of hours must not be lost to an outage.
+
+        Raises LostTask, and StoreError once the server has refused it again and again.
+        """
 
         async def write() -> T:  # tenacity awaits only what it sees to be a coroutine function, which a lambda is not
             return await operation()
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(StoreError),
+            stop=lambda state: state.attempt_number >= _REFUSALS and refused(_failure(state)),
+            reraise=True,
             wait=wait_exponential_jitter(initial=0.5, max=10),
             sleep=anyio.sleep,
             before_sleep=lambda state: log.warning(
                 "database away, the end of the task is written later",
-                reason=brief(state.outcome.exception()) if state.outcome else "",  # type: ignore[arg-type]
+                reason=brief(_failure(state)),
             ),
         )
         return await retrying(write)
@@ -336,15 +410,18 @@ class Attempt:
     async def _keep_lease(self) -> None:
         """Renew the lease with the newest progress, and learn of a cancel or of a loss by it."""
         renewed = time.monotonic()
+        quiet = quiet_renew_seconds(self._store.tasks.lease_seconds)
         told: dict[str, Any] | None = None
         while True:
-            await anyio.sleep(RENEW_SECONDS)
+            await anyio.sleep(min(RENEW_SECONDS, quiet))
             progress = self._progress
-            if progress == told and time.monotonic() - renewed < QUIET_RENEW_SECONDS:
+            if progress == told and time.monotonic() - renewed < quiet:
                 continue
             try:
                 cancel = await self._store.tasks.renew(self.task, progress if progress != told else None)
-                await self._tell(self._story.take(str(self.task.task_id)))
+                lines = self._story.take(self._name)
+                if not await self._tell(lines):
+                    self._story.put_back(self._name, lines)
             except LostTask:
                 # The end that this attempt writes itself looks the same from here; then there is no child to kill.
                 self.end(Ending.LOST)
@@ -356,17 +433,32 @@ class Attempt:
             if cancel:
                 self.end(Ending.CANCELLED)
 
-    async def _tell(self, lines: list[str]) -> None:
-        """Store measurements and log lines. What cannot be stored is dropped: nothing rests on it."""
-        measured, self._measured = self._measured, []
+    async def _tell(self, lines: list[str]) -> bool:
+        """Store log lines and measurements; False if the database was away, and the lines may be stored later."""
+        measured = list(self._measured)
+        self._measured.clear()
+        told = False
         try:
-            await self._store.traces.put_measurements(self._number, measured)
             await self._store.traces.append_log(self._number, lines)
+            told = True
+            await self._store.traces.put_measurements(self._number, measured)
         except StoreError as error:
+            if refused(error):
+                told = True
+            else:
+                self._measured = deque([*measured, *self._measured], maxlen=_MAX_MEASURED)
             log.warning("traces not stored", reason=brief(error))
+        return told
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._began, 3)
+
+
+def _failure(state: RetryCallState) -> StoreError:
+    """What the try that tenacity is thinking about has raised: it retries nothing else."""
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, StoreError)
+    return error
 
 
 def _exit(code: int) -> str:

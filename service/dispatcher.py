@@ -1,5 +1,6 @@
 """The dispatcher: claims what fits into the free devices, and runs every claimed task as one attempt."""
 
+import math
 from collections.abc import Callable
 
 import anyio
@@ -8,7 +9,7 @@ from anyio.abc import TaskGroup
 from pydantic import ValidationError
 
 from handlers.store import Store
-from handlers.store.database import Document, StoreError, brief
+from handlers.store.database import OPERATION_TIMEOUT_MS, Document, StoreError, brief
 from schemas.params import shown
 from schemas.task import Task
 from service.attempt import Attempt, Ending
@@ -18,6 +19,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 #: Seconds that a task which needs several devices stands first in the queue until devices are kept free for it.
 PATIENCE_SECONDS = 60.0
+
+#: Seconds for which a worker claims nothing after a fault of its machine; doubled with each further one, to a limit.
+_REST_SECONDS, _LONGEST_REST_SECONDS = 5.0, 300.0
+
+#: Seconds after a claim that raised during which the server may still carry it out.
+_UNSURE_SECONDS = OPERATION_TIMEOUT_MS / 1000
 
 
 class Dispatcher:
@@ -41,6 +48,10 @@ class Dispatcher:
         self._patience_seconds = patience_seconds
         self._woken = anyio.Event()
         self._draining = False
+        self._rests = 0
+        self._rests_until = 0.0
+        #: Until when a task may run in our name of which we have not been told.
+        self._unsure_until = -math.inf
         self.running: dict[str, Attempt] = {}
 
     def wake(self) -> None:
@@ -66,16 +77,39 @@ class Dispatcher:
             while not self._draining:
                 self._woken = anyio.Event()
                 try:
+                    await self._take_up(attempts)
                     await self._claim_all(attempts)
                 except StoreError as error:
+                    self._unsure_until = anyio.current_time() + _UNSURE_SECONDS
                     log.warning("claim failed, trying again", reason=brief(error))
                 # Whichever is first: a hint, a freed device, or the next poll.
                 with anyio.move_on_after(self._poll_seconds):
                     await self._woken.wait()
+            try:
+                await self._take_up(attempts)
+            except StoreError as error:
+                log.warning("what the last claim took is left to its lease", reason=brief(error))
+
+    async def _take_up(self, attempts: TaskGroup) -> None:
+        """Run what a claim took although it raised. Drained, such an attempt gives its task back at once."""
+        if anyio.current_time() > self._unsure_until:
+            return
+        for document in await self._store.tasks.running_of(self._owner):
+            if not any(
+                attempt.task.key == document["_id"] and attempt.task.attempt == document.get("attempt")
+                for attempt in self.running.values()
+            ):
+                log.warning(
+                    "task claimed without an answer", key=shown(document["_id"]), attempt=document.get("attempt")
+                )
+                self._start(attempts, document)
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
-        while not self._draining:
-            document = await self._store.tasks.claim(self._owner, await self._claimable())
+        while not self._draining and anyio.current_time() >= self._rests_until:
+            if any(attempt.task.runs_alone for attempt in self.running.values()):
+                return
+            free, idle = await self._claimable(), not self.running
+            document = await self._store.tasks.claim(self._owner, free, idle=idle)
             if document is None:
                 return
             self._start(attempts, document)
@@ -84,15 +118,18 @@ class Dispatcher:
         """The free devices of each kind, less those that are kept free for a task that has waited long."""
         free = self._devices.free()
         for kind, total in self._devices.total.items():
-            if total > 1 and 0 < free[kind] < total:
-                head = await self._store.tasks.head(kind, total, self._patience_seconds)
-                if head is not None:
-                    needed, waited_long = head
-                    if waited_long and needed > free[kind]:
-                        free[kind] = 0
-                        if self._devices.fallback:
-                            # One pool for both kinds: tasks of the other one would take what is kept free.
-                            return {}
+            if not self.running or free[kind] == 0:
+                continue
+            head = await self._store.tasks.head(kind, total, self._patience_seconds)
+            if head is None or not head.waited_long:
+                continue
+            if head.runs_alone:
+                return {}
+            if head.needed > free[kind]:
+                free[kind] = 0
+                if self._devices.fallback:
+                    # One pool for both kinds: tasks of the other one would take what is kept free.
+                    return {}
         return free
 
     def _start(self, attempts: TaskGroup, document: Document) -> None:
@@ -102,18 +139,34 @@ class Dispatcher:
             # Somebody changed an admitted document by hand. The lease runs out, and `max_attempts` ends it.
             log.exception("an admitted document is no task any more", key=shown(document["_id"]))
             return
-        kind = task.params.device_type.name
-        attempts.start_soon(self._run_attempt, task, kind, self._devices.take(kind, task.params.device_num))
-
-    async def _run_attempt(self, task: Task, kind: str, devices: tuple[str, ...]) -> None:
+        devices = self._devices.take(task.params.device_type.name, task.params.device_num)
         attempt = self._make_attempt(task, devices)
-        name = f"{task.task_id}/{task.attempt}"
-        self.running[name] = attempt
-        if self._draining:
+        self.running[f"{task.task_id}/{task.attempt}"] = attempt
+        if self._draining or len(devices) < task.params.device_num:
+            # Fewer: a claim that was carried out late, when the devices had gone to another task.
             attempt.end(Ending.DRAINED)
+        attempts.start_soon(self._run_attempt, attempt)
+
+    def _rest_after(self, attempt: Attempt) -> None:
+        """Leave the queue to others for a while if this machine failed.
+
+        Tasks fail fast where no space is left on the disk: a worker that went on claiming would be the first at every
+        task, and use up the attempts of one after the other.
+        """
+        if not attempt.machine_failed:
+            self._rests = 0
+            return
+        seconds = min(_REST_SECONDS * 2**self._rests, _LONGEST_REST_SECONDS)
+        self._rests += 1
+        self._rests_until = anyio.current_time() + seconds
+        log.warning("no task is claimed after a fault of this machine", seconds=seconds)
+
+    async def _run_attempt(self, attempt: Attempt) -> None:
         try:
             await attempt.run()
         finally:
-            del self.running[name]
-            self._devices.give_back(kind, devices)
+            task = attempt.task
+            del self.running[f"{task.task_id}/{task.attempt}"]
+            self._rest_after(attempt)
+            self._devices.give_back(task.params.device_type.name, attempt.devices)
             self.wake()

@@ -1,16 +1,22 @@
 """A child that keeps the contract of `handlers.detection.job` and trains nothing, for tests of the service.
 
 It is started through the setting DLTASK_CHILD_COMMAND, as an operator would swap the child. What it does is in the
-task's `model_name`: `ok`, or the name of a fault; one iteration takes 20 ms.
+task's `model_name`: `ok`, or the name of a fault (see `FAULTS`), with `once-` before it for a fault of the first
+attempt only; what follows a dot is only a name. One iteration takes 20 ms.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _ITERATION_SECONDS = 0.02
 _EMPTY = {"used": 1, "skipped": 0, "skipped_examples": []}
@@ -22,39 +28,112 @@ def emit(event: str, **fields: object) -> None:
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
+def die(kind: str) -> None:
+    """Say why, and end as a child that cannot go on."""
+    emit("failed", kind=kind, message=f"made up: {kind}")
+    raise SystemExit(1)
+
+
+def crash() -> None:
+    """End as an extension module that follows a wild pointer."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang() -> None:
+    """Say nothing any more."""
+    time.sleep(600)
+
+
+def chatter() -> None:
+    """Go on talking, and get no further."""
+    for _ in range(3000):
+        emit("note", message="still here")
+        time.sleep(0.2)
+
+
+def garbage() -> None:
+    """What libraries print."""
+    print("this is no event", flush=True)
+    sys.stdout.buffer.write(b'\x00\xff{"event":' + os.urandom(1000) + b"\n")
+    print("x" * (3 << 20), flush=True)
+
+
+def long_line() -> None:
+    """100 MB without an end of line, and its end."""
+    block = b"x" * (1 << 20)
+    for _ in range(100):
+        sys.stdout.buffer.write(block)
+    print(flush=True)
+
+
+def out_of_memory() -> None:
+    """Take memory until there is no more, and be killed as the kernel does it."""
+    resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20))
+    taken = []
+    try:
+        while True:
+            taken.append(bytearray(16 << 20))
+    except MemoryError:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def poison() -> None:
+    """Take the worker along."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "bug": lambda: die("bug"),
+    "chatter": chatter,
+    "crash": crash,
+    "data": lambda: die("data"),
+    "garbage": garbage,
+    "long_line": long_line,
+    "loss": lambda: die("loss"),
+    "nothing": lambda: sys.exit(0),
+    "out_of_memory": out_of_memory,
+    "poison": poison,
+    "silent": hang,
+}
+
+
 def main() -> int:
     """Take one job from stdin, as the real child does."""
-    stopping: list[int] = []
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     line = sys.stdin.readline().strip()
     if not line:
         return 0
     job = json.loads(Path(line).read_text())
-    behaviour = job["params"]["model_name"].split(":")[0]
-    signal.signal(signal.SIGTERM, lambda *_: None if behaviour == "deaf" else stopping.append(1))
+    fault = job["params"]["model_name"].split(":")[0].split(".")[0]
+    if fault.startswith("once-"):
+        fault = fault.removeprefix("once-") if job["attempt"] == 1 else "ok"
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: None if fault == "deaf" else stopping.append(1))
     # Where a test can read which processes ran, and with what.
     if log := os.environ.get("STANDIN_LOG"):
         with Path(log).open("a") as out:
             out.write(json.dumps({"pid": os.getpid(), "env": dict(os.environ), "job": job}) + "\n")
+    try:
+        return run(job, fault, stopping)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        emit("failed", kind="machine", message=str(error))
+        return 1
+
+
+def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
+    """Report iterations and snapshots, and at last what a training or a test reports."""
     out_folder = Path(job["out"])
     first = int(Path(job["resume_from"]).read_text()) if job["resume_from"] else 0
     last = job["params"]["max_num_iters"] if job["kind"] == "TRAIN" else 1
     emit("started", device=job["devices"][0], initial_weights="stand-in", iteration=first)
     print("hello from the child", file=sys.stderr, flush=True)
-    if behaviour == "garbage":
-        print("this is no event", flush=True)
-        print("x" * (3 << 20), flush=True)
-    if behaviour == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if behaviour == "silent":
-        time.sleep(600)
-    if behaviour == "nothing":
-        return 0
-    if behaviour in ("data", "loss", "bug"):
-        emit("failed", kind=behaviour, message=f"made up: {behaviour}")
-        return 1
-    if behaviour == "memory" and job["batch_size_limit"] is None:
-        emit("failed", kind="memory", message="out of device memory")
-        return 1
+    if fault == "memory" and job["batch_size_limit"] is None:
+        die("memory")
+    if fault in FAULTS:
+        FAULTS[fault]()
 
     def snapshot(iteration: int) -> None:
         path = out_folder / f"snapshot-{iteration}"
@@ -64,9 +143,11 @@ def main() -> int:
 
     for iteration in range(first + 1, last + 1):
         time.sleep(_ITERATION_SECONDS)
-        loss = 1 / iteration
+        # Its whole part tells an observer of the document which attempt wrote this progress.
+        loss = job["attempt"] + iteration / 1e6
         emit("progress", iteration=iteration, max_num_iters=last, loss=loss, images_per_second=1, eta_seconds=0)
-        emit("measured", iteration=iteration, values={"loss": loss})
+        if iteration % 10 == 1:
+            emit("measured", iteration=iteration, values={"loss": loss})
         if stopping:
             if job["kind"] == "TRAIN":
                 snapshot(iteration)
@@ -78,7 +159,7 @@ def main() -> int:
         onnx = out_folder / "model.onnx"
         onnx.write_bytes(b"no real model")
         reports = {}
-        if behaviour == "pictures":
+        if fault == "pictures":
             reports["curve"] = str(out_folder / "curve.png")
             Path(reports["curve"]).write_bytes(b"no real picture")
         emit(

@@ -8,6 +8,7 @@ package sees the client, and everything inside goes through `Database.call` or `
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote_plus, unquote_plus
@@ -21,7 +22,16 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.command_cursor import AsyncCommandCursor
 from pymongo.asynchronous.cursor import AsyncCursor
-from pymongo.errors import ConfigurationError, DocumentTooLarge, InvalidURI, OperationFailure, PyMongoError
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
 from pymongo.write_concern import WriteConcern
 
 from handlers.errors import StartupError
@@ -47,6 +57,26 @@ _DUPLICATE_KEY = 11000
 _UNAUTHORIZED = 13
 #: The server's, and that of MongoDB Atlas.
 _AUTHENTICATION_FAILED = (18, 8000)
+
+#: What the server says when the time was wrong and not the operation (see `refused`).
+_NOT_NOW = frozenset(
+    (
+        # The categories NetworkError, NotPrimaryError, ShutdownError, RetriableError, ExceededTimeLimitError,
+        # Interruption, WriteConcernError, SnapshotError and SystemOverloadedError of the server's error_codes.yml, …
+        *(6, 7, 24, 50, 64, 75, 79, 89, 91, 100, 134, 189, 202, 237, 239, 246, 250, 262, 272, 279, 281, 282, 290, 355),
+        *(358, 402, 406, 407, 412, 433, 449, 450, 453, 462, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 46841),
+        *(50915, 91331, 10045600),
+        # … cursors that are gone, routing that is stale, …
+        *(43, 63, 136, 143, 150, 175, 222, 234, 249, 13388),
+        # … locks, conflicts and transactions that begin anew: LockBusy, LockFailed, WriteConflict, Conflicting…, …
+        *(46, 107, 112, 117, 206, 215, 216, 217, 225, 228, 251, 267, 276, 285, 356, 363, 365, 388, 12586, 12587),
+        # … who may do it: a user or key that is not there yet after a restart, a role or password being changed, …
+        *(11, 13, 18, 31, 211, 334, 391, 404),
+        # … and what an operator mends: members without a primary, writes blocked, files, memory, a full disk.
+        *(133, 371, 264, 146, 14031),
+        10058,  # "not primary" of old
+    )
+)
 
 INDEXES: Mapping[str, Sequence[IndexModel]] = {
     "DL_TASK": [
@@ -159,6 +189,12 @@ class Database:
 
         return await self.call(run)
 
+    async def now(self) -> datetime:
+        """The server's time, UTC."""
+        hello = await self.call(self.db.command, "hello", codec_options=CODEC)
+        now: datetime = hello["localTime"]
+        return now
+
     async def check(self) -> None:
         """Raise StartupError unless the server is a replica set new enough, where this user may do what is needed."""
         try:
@@ -197,6 +233,12 @@ class Database:
 
         Raises StartupError that names the duplicates which stand against a unique index.
         """
+        if problems := await self.mend_indexes(*names):
+            raise StartupError("; ".join(problems))
+
+    async def mend_indexes(self, *names: str) -> list[str]:
+        """Create what is missing, as far as it goes; returns why some could not be, and what to do about it."""
+        problems = []
         for name in names or INDEXES:
             there = await self.call(self.collection(name).index_information)
             for index in INDEXES[name]:
@@ -206,12 +248,16 @@ class Database:
                 try:
                     await self.call(self.collection(name).create_indexes, [index])
                 except OperationFailure as error:
-                    if error.code != _DUPLICATE_KEY:
-                        fix = "; let a user create it that may (docs/security.md)" * (error.code == _UNAUTHORIZED)
-                        raise StartupError(
-                            f"cannot create index {name}.{index.document['name']}: {brief(error)}{fix}"
-                        ) from error
-                    raise StartupError(await self._duplicates(name, index)) from error
+                    problems.append(await self._why_no_index(name, index, error))
+                    if error.code == _UNAUTHORIZED:
+                        break  # nor any other of this collection
+        return problems
+
+    async def _why_no_index(self, name: str, index: IndexModel, error: OperationFailure) -> str:
+        if error.code == _DUPLICATE_KEY:
+            return await self._duplicates(name, index)
+        fix = "let a user create it that may (docs/security.md)" if error.code == _UNAUTHORIZED else "mend that"
+        return f"cannot create index {name}.{index.document['name']}: {brief(error)}; {fix}"
 
     async def missing_indexes(self) -> list[str]:
         """`COLLECTION.index` of each index that `create_indexes` would make."""
@@ -238,7 +284,12 @@ class Database:
             ", ".join(f"{field} {row['_id'].get(field)}" for field in fields) + f" in {row['count']} documents"
             for row in found
         )
-        return f"{name} has duplicates of what must be unique: {values}; remove or renumber them and start again"
+        return f"{name} has duplicates of what must be unique: {values}; remove or renumber them"
+
+
+def away(error: StoreError) -> bool:
+    """Whether the server could not be reached, or has no primary: any other operation would meet the same."""
+    return isinstance(error, ConnectionFailure)
 
 
 def _is_there(index: IndexModel, there: Mapping[str, Any]) -> bool:
@@ -272,8 +323,23 @@ def _why_unusable(error: PyMongoError) -> str:
 
 
 def refused(error: StoreError) -> bool:
-    """Whether the server answered, and its answer was no: the same operation would end the same way again."""
-    return isinstance(error, OperationFailure | DocumentTooLarge) and not error.timeout
+    """Whether the server answered, and its answer was no: the same operation would end the same way again.
+
+    It rests on three things that MongoDB says. A label (`RetryableWriteError`, `TransientTransactionError`,
+    `ResumableChangeStreamError`, …) is only ever put on what may pass. A write concern that was not met says nothing
+    against the write, which is done and may yet be rolled back. And the server's table of error codes
+    (src/mongo/base/error_codes.yml) sorts those that tell of its own state into categories. Every other code is about
+    the operation or its document: a key that is taken, a value of the wrong type, a document that grows too large.
+    """
+    if isinstance(error, DocumentTooLarge):
+        return True
+    if not isinstance(error, OperationFailure) or isinstance(error, WriteConcernError) or error.timeout:
+        return False
+    if (error.details or {}).get("errorLabels"):
+        return False
+    if isinstance(error, BulkWriteError):
+        return any(write.get("code") not in _NOT_NOW for write in error.details.get("writeErrors", ()))
+    return error.code not in _NOT_NOW
 
 
 def brief(error: BaseException) -> str:

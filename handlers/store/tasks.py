@@ -1,9 +1,9 @@
 """DL_TASK: every write to the task collection, one method each.
 
 The collection is the truth; everything else (change stream, timers, memory) only decides when to look. Two rules hold
-throughout. A write of a running task filters on `_id`, `owner` and `attempt`, the fence: whoever lost the task matches
-nothing and learns it. And a state change is one update that also writes `history`, with the server's clock (`$$NOW`);
-values that came from users stand under `$literal`, since a pipeline would expand `'$status'` in them.
+throughout. A write of a running task filters on `_id`, `create_time`, `owner` and `attempt`, the fence: whoever lost
+the task matches nothing and learns it. And a state change is one update that also writes `history`, with the server's
+clock (`$$NOW`); values that came from users stand under `$literal`, since a pipeline would expand `'$status'` in them.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -18,7 +18,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure
 
 from handlers.errors import LostTask
-from handlers.store.database import CODEC, Database, Document
+from handlers.store.database import CODEC, Database, Document, StoreError, refused
 from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.task import ID_LISTS, SERVICE_FIELDS, Task
 
@@ -71,6 +71,16 @@ CANCELLED = TaskError("cancelled", "the client set cancel_requested")
 
 
 @dataclass(frozen=True)
+class Head:
+    """The first of the queue: how many devices it needs, and whether it has waited longer than one should."""
+
+    needed: int
+    waited_long: bool
+    #: Whether nothing may run beside it.
+    runs_alone: bool
+
+
+@dataclass(frozen=True)
 class Waiting:
     """A task taken off a worker: what became of it, and after how many faults."""
 
@@ -94,6 +104,19 @@ def _history(status: Any, **fields: Any) -> Document:
     return {"$slice": [{"$concatArrays": [{"$ifNull": ["$history", []]}, [entry]]}, -HISTORY_LENGTH]}
 
 
+#: The iteration of the snapshot that the next attempt would go on from, and the furthest one of any fault so far.
+_KEPT: Document = {"$ifNull": ["$snapshot.iteration", 0]}
+_KEPT_BEFORE: Document = {"$ifNull": ["$failed_at", 0]}
+
+#: One fault more, or the first one since a snapshot got further than at any fault before. Else a long training on
+#: machines that are often lost would use up its attempts although each of them got on. One that dies at the same place
+#: again and again does not begin anew, also when its snapshot was unusable and it had to come that far once more.
+_COUNTED_FAULT: Document = {
+    "failures": {"$cond": [{"$gt": [_KEPT, _KEPT_BEFORE]}, 1, {"$add": ["$failures", 1]}]},
+    "failed_at": {"$max": [_KEPT, _KEPT_BEFORE]},
+}
+
+
 def _literal(value: Any) -> Document:
     return {"$literal": value}
 
@@ -104,6 +127,7 @@ class Tasks:
     def __init__(self, database: Database, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._db = database
         self._tasks = database.collection("DL_TASK")
+        self.lease_seconds = lease_seconds
         self._lease_ms = int(lease_seconds * 1000)
 
     # ---- a client's writes
@@ -172,14 +196,14 @@ class Tasks:
         Reads the index `admitted` from end to end (no documents), so it is for starts and lost stream history. The
         comparison is computed after the projection, lest the planner move it in front and fetch every document.
         """
-        cursor = await self._db.call(
-            self._tasks.aggregate,
-            [
-                {"$project": {"new": {"$ne": ["$admitted_id", "$_id"]}}},
-                {"$match": {"new": True}},
-            ],
-            hint="admitted",
-        )
+        pipeline: list[Document] = [{"$project": {"new": {"$ne": ["$admitted_id", "$_id"]}}}, {"$match": {"new": True}}]
+        try:
+            cursor = await self._db.call(self._tasks.aggregate, pipeline, hint="admitted")
+        except StoreError as error:
+            if not refused(error):
+                raise
+            # The index is not there, and could not be made: slowly, then, but none is missed.
+            cursor = await self._db.call(self._tasks.aggregate, pipeline)
         async with aclosing(self._db.batches(cursor)) as batches:
             async for batch in batches:
                 for document in batch:
@@ -242,8 +266,10 @@ class Tasks:
 
     # ---- claim
 
-    async def claim(self, owner: str, free: Mapping[str, int]) -> Document | None:
+    async def claim(self, owner: str, free: Mapping[str, int], *, idle: bool = True) -> Document | None:
         """Take the best PENDING task that fits into `free` devices (`{"CPU": 1, "GPU": 4}`), or None.
+
+        `idle`: nothing else runs on this worker, so that it may take a task that is to run alone.
 
         Atomic: of many claimers one gets it. Raises nothing for a queue that holds only what does not fit.
         """
@@ -276,6 +302,7 @@ class Tasks:
             {
                 "status": TaskStatus.PENDING.name,
                 "$or": needs,
+                **({} if idle else {"runs_alone": {"$ne": True}}),
                 **_IN_QUEUE_INDEX,
                 "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
                 # What the update counts up and appends to. A document whose own was changed by hand into something
@@ -289,8 +316,18 @@ class Tasks:
             return_document=ReturnDocument.AFTER,
         )
 
-    async def head(self, kind: str, total: int, patience_seconds: float) -> tuple[int, bool] | None:
-        """The best due task that fits into `total` devices of a kind: (devices needed, waited longer than patience)."""
+    async def running_of(self, owner: str) -> list[Document]:
+        """What a claim of `owner` took and none of its attempts has given back, as `claim` returns it.
+
+        A claim can be done although it raised: the answer was lost, or the members did not confirm it in time.
+        """
+        cursor = self._tasks.find(
+            {"status": TaskStatus.RUNNING.name, "owner": owner, **_IN_QUEUE_INDEX, **_ADMITTED}, _WITHOUT_LISTS
+        )
+        return await self._db.call(cursor.to_list)
+
+    async def head(self, kind: str, total: int, patience_seconds: float) -> Head | None:
+        """The best due task that fits into `total` devices of a kind."""
         found = await self._db.call(
             self._tasks.find_one,
             {
@@ -301,11 +338,15 @@ class Tasks:
             },
             {
                 "needed": "$param_request.device_num",
+                "runs_alone": True,
                 "waited": {"$subtract": ["$$NOW", {"$ifNull": ["$not_before", "$create_time"]}]},
             },
             sort=QUEUE_ORDER,
         )
-        return (found["needed"], found["waited"] > patience_seconds * 1000) if found else None
+        if found is None:
+            return None
+        waited_long = found["waited"] > patience_seconds * 1000
+        return Head(found["needed"], waited_long=waited_long, runs_alone=found.get("runs_alone") is True)
 
     # ---- the owner's writes, each behind the fence
 
@@ -338,7 +379,16 @@ class Tasks:
         before = await self._db.call(
             self._tasks.find_one_and_update,
             self._fence(task),
-            {"$set": {"snapshot": {"file_id": file_id, "iteration": iteration, "sha256": sha256}}},
+            {
+                "$set": {
+                    "snapshot": {
+                        "file_id": file_id,
+                        "iteration": iteration,
+                        "sha256": sha256,
+                        "attempt": task.attempt,
+                    }
+                }
+            },
             projection={"snapshot": True},
         )
         if before is None:
@@ -373,20 +423,38 @@ class Tasks:
         if error is not None:
             fields["error"] = _literal(error.document())
         if status is TaskStatus.FAILED:
-            fields["failures"] = {"$add": ["$failures", 1]}
+            fields |= _COUNTED_FAULT
         update: list[Document] = [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
         changed = await self._db.call(self._tasks.update_one, self._fence(task), update, session=session)
         if changed.matched_count:
             return True
         # Only the owner of an attempt ends it as SUCCEEDED, so one that stands there is this attempt's own.
-        ended = {"_id": task.key, "attempt": task.attempt, "status": status.name}
+        ended = {
+            "_id": task.key,
+            "create_time": task.create_time,
+            "attempt": task.attempt,
+            "status": status.name,
+        }
         if await self._db.call(self._tasks.find_one, ended, {"_id": True}, session=session) is None:
             raise LostTask(task.task_id)
         return False
 
-    async def release(self, task: Task, reason: str) -> None:
-        """Give the task back without blame (drain, preemption): PENDING at once. Raises LostTask."""
-        await self._fenced(task, self._back_to_queue(task.attempt, reason, failures="$failures", delay_ms=0))
+    async def release(self, task: Task, reason: str, *, delay: float = 0) -> None:
+        """Give the task back without blame (drain, preemption, database away): PENDING, due in `delay` seconds.
+
+        Raises LostTask.
+        """
+        update: list[Document] = [
+            {
+                "$set": {
+                    "status": TaskStatus.PENDING.name,
+                    "not_before": {"$add": ["$$NOW", int(delay * 1000)]},
+                    "history": _history(TaskStatus.PENDING.name, attempt=task.attempt, reason=_literal(reason[:300])),
+                }
+            },
+            {"$unset": ["owner", "lease_renewed_at"]},
+        ]
+        await self._fenced(task, update)
 
     async def retry(
         self, task: Task, error: TaskError, *, delay: float | None = None, batch_size_limit: int | None = None
@@ -402,7 +470,11 @@ class Tasks:
     async def expired(self) -> list[Expired]:
         """Running tasks whose lease is over."""
         cursor = self._tasks.find(
-            {"status": TaskStatus.RUNNING.name, **_IN_QUEUE_INDEX, "$expr": self._lease_over()},
+            {
+                "status": TaskStatus.RUNNING.name,
+                **_IN_QUEUE_INDEX,
+                "$expr": {"$and": [_ADMITTED["$expr"], self._lease_over()]},
+            },
             {"task_id": True, "owner": True, "attempt": True},
         )
         return [
@@ -417,12 +489,12 @@ class Tasks:
             "status": TaskStatus.RUNNING.name,
             "owner": lost.owner,
             "attempt": lost.attempt,
-            "$expr": self._lease_over(),
+            "$expr": {"$and": [_ADMITTED["$expr"], self._lease_over()]},
         }
         error = TaskError(
             "lost_worker", f"worker {lost.owner} stopped renewing its lease during attempt {lost.attempt}"
         )
-        return await self._fault(fence, lost.attempt, error, None, None)
+        return await self._fault(fence, lost.attempt, error, None, None, worker_lost=True)
 
     async def cancel_waiting(self, key: Any = None) -> int:
         """End PENDING tasks whose client asked for that: the one with this `_id`, or all. Returns how many."""
@@ -466,6 +538,7 @@ class Tasks:
     def _fence(self, task: Task) -> Document:
         return {
             "_id": task.key,
+            "create_time": task.create_time,
             "owner": task.owner,
             "attempt": task.attempt,
             "status": TaskStatus.RUNNING.name,
@@ -480,24 +553,16 @@ class Tasks:
         if not changed.matched_count:
             raise LostTask(task.task_id)
 
-    @staticmethod
-    def _back_to_queue(attempt: int, reason: str, *, failures: Any, delay_ms: Any) -> list[Document]:
-        return [
-            {
-                "$set": {
-                    "status": TaskStatus.PENDING.name,
-                    "failures": failures,
-                    "not_before": {"$add": ["$$NOW", delay_ms]},
-                    "history": _history(TaskStatus.PENDING.name, attempt=attempt, reason=_literal(reason[:300])),
-                }
-            },
-            {"$unset": ["owner", "lease_renewed_at"]},
-        ]
-
     async def _fault(
-        self, fence: Document, attempt: int, error: TaskError, delay: float | None, batch_size_limit: int | None
+        self,
+        fence: Document,
+        attempt: int,
+        error: TaskError,
+        delay: float | None,
+        batch_size_limit: int | None,
+        *,
+        worker_lost: bool = False,
     ) -> Waiting:
-        failures: Document = {"$add": ["$failures", 1]}
         over: Document = {"$gte": ["$failures", "$max_attempts"]}
         doubling = {"$min": [300_000, {"$multiply": [1000, {"$pow": [2, {"$subtract": ["$failures", 1]}]}]}]}
         fields: Document = {
@@ -517,10 +582,14 @@ class Tasks:
         }
         if batch_size_limit is not None:
             fields["batch_size_limit"] = batch_size_limit
+        if worker_lost:
+            # A task that kills its worker takes those beside it along, and each of them is counted a fault. The last
+            # attempt shows which one it was.
+            fields["runs_alone"] = {"$gte": ["$failures", {"$subtract": ["$max_attempts", 1]}]}
         after = await self._db.call(
             self._tasks.find_one_and_update,
             fence,
-            [{"$set": {"failures": failures}}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}],
+            [{"$set": _COUNTED_FAULT}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}],
             projection={"status": True, "failures": True},
             return_document=ReturnDocument.AFTER,
         )

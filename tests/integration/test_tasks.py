@@ -13,6 +13,7 @@ from pymongo.database import Database
 from handlers import train
 from handlers.detection.job import Trained
 from handlers.errors import LostTask, PermanentError
+from handlers.prepare import Uploads
 from handlers.store import Store
 from handlers.store.tasks import Expired, TaskError
 from schemas.enums import TaskStatus
@@ -144,6 +145,17 @@ async def test_cancel_of_one_leaves_the_others(store: Store, db: Db) -> None:
     assert await store.tasks.renew(task, None) is True
 
 
+async def test_a_copy_of_a_running_task_is_not_taken_from_its_owner(store: Store, db: Db) -> None:
+    """Its lease is over and it carries an owner, and it is nobody's yet: admission alone may write to it."""
+    task = await claimed(store, db)
+    copy = {**document(db, task), "_id": ObjectId(), "task_id": Int64(2), "lease_renewed_at": LONG_AGO}
+    db.DL_TASK.insert_one(copy)
+    assert await store.tasks.expired() == []
+    with pytest.raises(LostTask):
+        await store.tasks.recover(Expired(copy["_id"], 2, task.owner, task.attempt))
+    assert db.DL_TASK.find_one({"_id": copy["_id"]}) == copy
+
+
 async def test_a_forged_waiting_task_is_not_claimed_before_admission(store: Store, db: Db) -> None:
     """A copy of a PENDING document is PENDING in name only: not claimed, not cancelled, not recovered."""
     key = await pending(store, db, 1)
@@ -235,6 +247,28 @@ async def test_who_lost_the_task_can_change_nothing(store: Store, db: Db) -> Non
             await write(store, old)
         assert document(db, new) == before, name
         await store.tasks.finish(new, TaskStatus.FAILED, error=ERROR)
+
+
+async def test_a_task_that_was_inserted_again_is_another_one(store: Store, db: Db, tmp_path: Path) -> None:
+    """Under its old `_id` and number, and claimed by the same worker, as its first attempt: fenced all the same."""
+    old = await claimed(store, db)
+    db.DL_TASK.delete_one({"_id": old.key})
+    db.DL_TASK.insert_one({"_id": old.key, "task_id": Int64(1)})
+    assert await store.tasks.admit(old.key, fields(1))
+    new = await claim(store)
+    assert new is not None
+    assert (new.key, new.owner, new.attempt) == (old.key, old.owner, old.attempt)
+    before = document(db, new)
+    for name, write in WRITES.items():
+        with pytest.raises(LostTask):
+            await write(store, old)
+        assert document(db, new) == before, name
+    with pytest.raises(LostTask):
+        await finish(store, old, tmp_path)
+    await finish(store, new, tmp_path)
+    with pytest.raises(LostTask):
+        await finish(store, old, tmp_path)
+    assert db.DL_MODEL.count_documents({}) == 1
 
 
 async def test_an_end_state_never_changes(store: Store, db: Db) -> None:
@@ -429,6 +463,82 @@ async def test_the_delay_is_bounded_and_can_be_given(store: Store, db: Db) -> No
     assert waiting["batch_size_limit"] == 4
 
 
+async def test_faults_are_counted_since_the_last_progress(store: Store, db: Db) -> None:
+    """A snapshot further than at any fault before begins the count anew, whoever stored it and however long ago."""
+    task = await claimed(store, db)
+    for kept in (None, 10, None, 20, 30, None, None):
+        if kept:
+            await store.tasks.note_snapshot(task, ObjectId(), kept, "a")
+        if kept == 20:  # stored, and then drained: no fault, and not forgotten at the next one
+            await store.tasks.release(task, "drain")
+            task = await claim(store) or task
+        after = await store.tasks.retry(task, ERROR, delay=0)
+        task = await claim(store) or task
+        seen = (kept, after.failures, after.status)
+        assert seen in [
+            (None, 1, "PENDING"),
+            (10, 1, "PENDING"),
+            (None, 2, "PENDING"),
+            (20, 1, "PENDING"),
+            (30, 1, "PENDING"),
+            (None, 3, "FAILED"),
+        ], seen
+    assert after.status == "FAILED"
+
+
+async def test_a_training_that_never_gets_further_is_failed(store: Store, db: Db) -> None:
+    """Also where its snapshot is unusable, so that each attempt stores the same one again and dies after it."""
+    task = await claimed(store, db)
+    seen = []
+    for _ in range(3):
+        await store.tasks.note_snapshot(task, ObjectId(), 40, "a")
+        seen.append((await store.tasks.retry(task, ERROR, delay=0)).failures)
+        if (again := await claim(store)) is not None:
+            task = again
+            await store.tasks.drop_snapshot(task)
+    assert seen == [1, 2, 3]
+    assert document(db, task)["status"] == "FAILED"
+
+
+async def test_a_task_of_an_older_version_is_understood(store: Store, db: Db) -> None:
+    """Its snapshot does not say which attempt stored it, and no fault has noted how far it got."""
+    task = await claimed(store, db)
+    old = {"file_id": ObjectId(), "iteration": 40, "sha256": "a"}
+    db.DL_TASK.update_one({}, {"$set": {"snapshot": old, "failures": 2}})
+    assert (await store.tasks.retry(task, ERROR, delay=0)).failures == 1
+    again = await claim(store)
+    assert again is not None
+    assert again.snapshot is not None
+    assert (again.snapshot.iteration, again.snapshot.attempt) == (40, None)
+
+
+async def test_a_release_blames_nobody_and_can_be_delayed(store: Store, db: Db) -> None:
+    """PENDING with the reason in its history; due at once, or after the delay; no fault counted."""
+    task = await claimed(store, db)
+    for delay in (0, 2.5):
+        await store.tasks.release(task, "database: away", delay=delay)
+        waiting = document(db, task)
+        assert (waiting["status"], waiting["failures"]) == ("PENDING", 0)
+        assert waiting["history"][-1]["reason"] == "database: away"
+        assert waiting["not_before"] - waiting["history"][-1]["at"] == timedelta(seconds=delay)
+        assert not {"owner", "lease_renewed_at", "error"} & set(waiting)
+        age(db, not_before=LONG_AGO)
+        task = await claim(store) or task
+
+
+async def test_what_an_owner_runs_is_found(store: Store, db: Db) -> None:
+    """What is RUNNING in this name and no other; a copy that nobody admitted is not."""
+    mine = await claimed(store, db)
+    await pending(store, db, 2)
+    assert await claim(store, "other") is not None
+    copy = {**document(db, mine), "_id": ObjectId(), "task_id": Int64(3)}
+    db.DL_TASK.insert_one(copy)
+    found = [Task.from_document(document) for document in await store.tasks.running_of("w")]
+    assert found == [mine]
+    await store.tasks.release(mine, "drain")
+    assert await store.tasks.running_of("w") == []
+
+
 async def test_history_is_bounded(store: Store, db: Db) -> None:
     """The newest fifty changes, whatever happened before; a user's words in it are bounded, and not expanded."""
     task = await claimed(store, db, max_attempts=100)
@@ -478,8 +588,8 @@ def trained(folder: Path) -> Trained:
     )
 
 
-async def finish(store: Store, task: Task, folder: Path) -> dict[str, Any]:
-    return await train.finish(store, task, trained(folder), seconds=1.0, notes=())
+async def finish(store: Store, task: Task, folder: Path, uploads: Uploads | None = None) -> dict[str, Any]:
+    return await train.finish(store, task, trained(folder), uploads or Uploads(store, task), seconds=1.0, notes=())
 
 
 async def test_the_end_of_a_training_and_its_model_are_written_together(store: Store, db: Db, tmp_path: Path) -> None:
@@ -524,13 +634,28 @@ async def test_a_model_that_cannot_be_registered_leaves_the_task_running(store: 
 async def test_a_finish_that_is_tried_again_registers_once(store: Store, db: Db, tmp_path: Path) -> None:
     """The answer to a finish got lost: the second call changes nothing, and returns what the first one wrote."""
     task = await claimed(store, db)
-    first = await finish(store, task, tmp_path)
+    uploads = Uploads(store, task)
+    first = await finish(store, task, tmp_path, uploads)
     before = document(db, task)
-    again = await finish(store, task, tmp_path)
+    again = await finish(store, task, tmp_path, uploads)
     assert again == first
     assert document(db, task) == before
-    assert db.DL_MODEL.count_documents({}) == 1
-    assert db["models.files"].count_documents({}) == 1
+    model = db.DL_MODEL.find_one({})
+    assert model is not None
+    assert [file["_id"] for file in db["models.files"].find()] == [model["file_id"]]
+
+
+async def test_a_registered_file_stays_when_the_task_is_deleted(store: Store, db: Db, tmp_path: Path) -> None:
+    """The answer to a finish got lost, and then somebody deleted the task: the model keeps its file."""
+    task = await claimed(store, db)
+    uploads = Uploads(store, task)
+    await finish(store, task, tmp_path, uploads)
+    db.DL_TASK.delete_one({"_id": task.key})
+    with pytest.raises(LostTask):
+        await finish(store, task, tmp_path, uploads)
+    model = db.DL_MODEL.find_one({})
+    assert model is not None
+    assert [file["_id"] for file in db["models.files"].find()] == [model["file_id"]]
 
 
 async def test_trainings_of_one_name_that_finish_at_once_get_their_own_versions(
@@ -559,7 +684,7 @@ async def test_only_the_snapshot_that_the_document_names_is_resumed_from(store: 
     first, second = ObjectId(), ObjectId()
     assert await store.tasks.note_snapshot(task, first, 10, "a") is None
     assert await store.tasks.note_snapshot(task, second, 20, "b") == first
-    assert document(db, task)["snapshot"] == {"file_id": second, "iteration": 20, "sha256": "b"}
+    assert document(db, task)["snapshot"] == {"file_id": second, "iteration": 20, "sha256": "b", "attempt": 1}
     await store.tasks.drop_snapshot(task)
     assert "snapshot" not in document(db, task)
 
