@@ -314,7 +314,7 @@ def _why_unusable(error: PyMongoError) -> str:
             f"MongoDB's certificate is not trusted: {untrusted[1]}; check tlsCAFile in DLTASK_MONGODB_URI, the file of "
             "the authority that signed it, and that the host is named as in the certificate"
         )
-    if "connection closed" in text:
+    if re.search("connection (is already )?closed|onnection reset", text):
         return (
             f"MongoDB does not answer: {text}; check DLTASK_MONGODB_URI: a server that requires TLS closes connections "
             "without it (tls=true)"
