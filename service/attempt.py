@@ -141,8 +141,9 @@ class Attempt:
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
-                with anyio.move_on_after(5):
-                    await self._tell(self._story.close(self._name))
+                lines = self._story.close(self._name)
+                if not await self._tell(lines):
+                    self._story.left.append((self._number, lines))
 
     async def _work(self) -> None:
         """Run the task and write its next state."""
@@ -418,7 +419,9 @@ class Attempt:
                 continue
             try:
                 cancel = await self._store.tasks.renew(self.task, progress if progress != told else None)
-                await self._tell(self._story.take(self._name))
+                lines = self._story.take(self._name)
+                if not await self._tell(lines):
+                    self._story.put_back(self._name, lines)
             except LostTask:
                 # The end that this attempt writes itself looks the same from here; then there is no child to kill.
                 self.end(Ending.LOST)
@@ -430,19 +433,22 @@ class Attempt:
             if cancel:
                 self.end(Ending.CANCELLED)
 
-    async def _tell(self, lines: list[str]) -> None:
-        """Store measurements and log lines; while the database is away they are kept for the next time."""
+    async def _tell(self, lines: list[str]) -> bool:
+        """Store log lines and measurements; False if the database was away, and the lines may be stored later."""
         measured = list(self._measured)
         self._measured.clear()
+        told = False
         try:
-            await self._store.traces.put_measurements(self._number, measured)
-            measured = []
             await self._store.traces.append_log(self._number, lines)
+            told = True
+            await self._store.traces.put_measurements(self._number, measured)
         except StoreError as error:
-            if not refused(error):
+            if refused(error):
+                told = True
+            else:
                 self._measured = deque([*measured, *self._measured], maxlen=_MAX_MEASURED)
-                self._story.put_back(self._name, lines)
             log.warning("traces not stored", reason=brief(error))
+        return told
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._began, 3)

@@ -234,7 +234,7 @@ class Database:
         Raises StartupError that names the duplicates which stand against a unique index.
         """
         if problems := await self.mend_indexes(*names):
-            raise StartupError(f"{'; '.join(problems)}; then start again")
+            raise StartupError("; ".join(problems))
 
     async def mend_indexes(self, *names: str) -> list[str]:
         """Create what is missing, as far as it goes; returns why some could not be, and what to do about it."""
@@ -249,6 +249,8 @@ class Database:
                     await self.call(self.collection(name).create_indexes, [index])
                 except OperationFailure as error:
                     problems.append(await self._why_no_index(name, index, error))
+                    if error.code == _UNAUTHORIZED:
+                        break  # nor any other of this collection
         return problems
 
     async def _why_no_index(self, name: str, index: IndexModel, error: OperationFailure) -> str:
