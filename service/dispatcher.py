@@ -59,6 +59,11 @@ class Dispatcher:
         """`task_id/attempt` of each attempt that runs."""
         return [f"{attempt.task.task_id}/{attempt.task.attempt}" for attempt in self._attempts]
 
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is claimed for now, after a fault of this machine."""
+        return anyio.current_time() < self._rests_until
+
     def wake(self) -> None:
         """There may be a task to claim."""
         self._woken.set()
@@ -108,7 +113,7 @@ class Dispatcher:
                 self._start(attempts, document)
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
-        while not self._draining and anyio.current_time() >= self._rests_until:
+        while not self._draining and not self.resting:
             if any(attempt.task.runs_alone for attempt in self._attempts):
                 return
             free, idle = await self._claimable(), not self._attempts
