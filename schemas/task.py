@@ -19,6 +19,7 @@ SERVICE_FIELDS = (
     "error",
     "attempt",
     "failures",
+    "failed_at",
     "owner",
     "lease_renewed_at",
     "not_before",
@@ -72,6 +73,8 @@ class SnapshotRef(BaseModel):
     file_id: ObjectId
     iteration: int
     sha256: str
+    #: The attempt that stored it; unknown of one that an older version of the service stored.
+    attempt: int | None = None
 
 
 class Task(BaseModel):

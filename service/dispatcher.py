@@ -1,5 +1,6 @@
 """The dispatcher: claims what fits into the free devices, and runs every claimed task as one attempt."""
 
+import math
 from collections.abc import Callable
 
 import anyio
@@ -8,7 +9,7 @@ from anyio.abc import TaskGroup
 from pydantic import ValidationError
 
 from handlers.store import Store
-from handlers.store.database import Document, StoreError, brief
+from handlers.store.database import OPERATION_TIMEOUT_MS, Document, StoreError, brief
 from schemas.params import shown
 from schemas.task import Task
 from service.attempt import Attempt, Ending
@@ -18,6 +19,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 #: Seconds that a task which needs several devices stands first in the queue until devices are kept free for it.
 PATIENCE_SECONDS = 60.0
+
+#: Seconds after a claim that raised during which the server may still carry it out.
+_UNSURE_SECONDS = OPERATION_TIMEOUT_MS / 1000
 
 
 class Dispatcher:
@@ -41,6 +45,8 @@ class Dispatcher:
         self._patience_seconds = patience_seconds
         self._woken = anyio.Event()
         self._draining = False
+        #: Until when a task may run in our name of which we have not been told.
+        self._unsure_until = -math.inf
         self.running: dict[str, Attempt] = {}
 
     def wake(self) -> None:
@@ -66,12 +72,32 @@ class Dispatcher:
             while not self._draining:
                 self._woken = anyio.Event()
                 try:
+                    await self._take_up(attempts)
                     await self._claim_all(attempts)
                 except StoreError as error:
+                    self._unsure_until = anyio.current_time() + _UNSURE_SECONDS
                     log.warning("claim failed, trying again", reason=brief(error))
                 # Whichever is first: a hint, a freed device, or the next poll.
                 with anyio.move_on_after(self._poll_seconds):
                     await self._woken.wait()
+            try:
+                await self._take_up(attempts)
+            except StoreError as error:
+                log.warning("what the last claim took is left to its lease", reason=brief(error))
+
+    async def _take_up(self, attempts: TaskGroup) -> None:
+        """Run what a claim took although it raised. Drained, such an attempt gives its task back at once."""
+        if anyio.current_time() > self._unsure_until:
+            return
+        for document in await self._store.tasks.running_of(self._owner):
+            if not any(
+                attempt.task.key == document["_id"] and attempt.task.attempt == document.get("attempt")
+                for attempt in self.running.values()
+            ):
+                log.warning(
+                    "task claimed without an answer", key=shown(document["_id"]), attempt=document.get("attempt")
+                )
+                self._start(attempts, document)
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
         while not self._draining:
@@ -102,18 +128,19 @@ class Dispatcher:
             # Somebody changed an admitted document by hand. The lease runs out, and `max_attempts` ends it.
             log.exception("an admitted document is no task any more", key=shown(document["_id"]))
             return
-        kind = task.params.device_type.name
-        attempts.start_soon(self._run_attempt, task, kind, self._devices.take(kind, task.params.device_num))
-
-    async def _run_attempt(self, task: Task, kind: str, devices: tuple[str, ...]) -> None:
+        devices = self._devices.take(task.params.device_type.name, task.params.device_num)
         attempt = self._make_attempt(task, devices)
-        name = f"{task.task_id}/{task.attempt}"
-        self.running[name] = attempt
-        if self._draining:
+        self.running[f"{task.task_id}/{task.attempt}"] = attempt
+        if self._draining or len(devices) < task.params.device_num:
+            # Fewer: a claim that was carried out late, when the devices had gone to another task.
             attempt.end(Ending.DRAINED)
+        attempts.start_soon(self._run_attempt, attempt)
+
+    async def _run_attempt(self, attempt: Attempt) -> None:
         try:
             await attempt.run()
         finally:
-            del self.running[name]
-            self._devices.give_back(kind, devices)
+            task = attempt.task
+            del self.running[f"{task.task_id}/{task.attempt}"]
+            self._devices.give_back(task.params.device_type.name, attempt.devices)
             self.wake()

@@ -12,7 +12,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from handlers.admission import admit
 from handlers.errors import LostTask
 from handlers.store import Store
-from handlers.store.database import Document, StoreError, brief, refused
+from handlers.store.database import Document, StoreError, away, brief, refused
 from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode
 from schemas.params import shown
@@ -63,27 +63,48 @@ class Sweeper:
             await anyio.sleep(self._every_seconds)
 
     async def sweep(self) -> None:
-        """One sweep. Raises StoreError."""
-        await self._store.workers.renew(self._owner, self._describe())
-        for key in await self._store.tasks.new_keys(_BATCH):
-            await self.admit(key)
-        if self._missed:
-            await self.sweep_all()
-        if ended := await self._store.tasks.cancel_waiting():
-            log.info("waiting tasks cancelled", tasks=ended)
-        if self._may_judge():
-            await self._recover()
+        """One sweep, each step of it whatever became of those before. Raises StoreError while the database is away."""
+        for step in (self._renew, self._admit_new, self._sweep_missed, self._cancel_waiting, self._recover):
+            try:
+                await step()
+            except StoreError as error:
+                if away(error):
+                    raise
+                log.error("a step of the sweep failed", step=step.__name__.strip("_"), reason=brief(error))  # noqa: TRY400
         self._wake()
 
     async def sweep_all(self) -> None:
-        """Look for documents that carry a state of somebody else's too: after a start, and after lost history."""
+        """Look for documents that carry a state of somebody else's too, and for indexes that are gone.
+
+        After a start, after lost history, and after a collection was dropped or renamed. Raises StoreError.
+        """
         self._missed = False
+        done = False
         try:
+            # Indexes first: the look for copies reads one from end to end.
+            for problem in await self._store.database.mend_indexes():
+                log.error("index missing", reason=problem)
             await self._admit_copies()
-        except StoreError:
-            self._missed = True
-            raise
+            done = True
+        finally:
+            # Not `not done`: one of the admitters may have missed one meanwhile.
+            self._missed = self._missed or not done
         self._wake()
+
+    async def _renew(self) -> None:
+        await self._store.workers.renew(self._owner, self._describe())
+
+    async def _admit_new(self) -> None:
+        for key in await self._store.tasks.new_keys(_BATCH):
+            await self.admit(key)
+
+    async def _sweep_missed(self) -> None:
+        if self._missed:
+            await self.sweep_all()
+
+    async def _cancel_waiting(self) -> None:
+        if ended := await self._store.tasks.cancel_waiting():
+            log.info("waiting tasks cancelled", tasks=ended)
 
     async def _admit_copies(self) -> None:
         async with aclosing(self._store.tasks.copied_keys()) as keys:
@@ -110,9 +131,11 @@ class Sweeper:
         try:
             await self._admit(key)
         except StoreError as error:
-            if not refused(error):
+            if away(error):
                 raise
-            # No answer fits beside an `_id` of 8 MB, say. It must not keep those after it from theirs.
+            # It must not keep those after it from their answer: no answer fits beside an `_id` of 8 MB, say. One that
+            # was not refused for good is tried again, by a look that finds copies too.
+            self._missed = self._missed or not refused(error)
             log.error("document cannot be answered", key=shown(key), reason=brief(error))  # noqa: TRY400
 
     async def _admit(self, key: Any) -> None:
@@ -139,13 +162,15 @@ class Sweeper:
         return since is not None and time.monotonic() - since >= 2 * quiet
 
     async def _recover(self) -> None:
+        if not self._may_judge():
+            return
         for lost in await self._store.tasks.expired():
             try:
                 after = await self._store.tasks.recover(lost)
             except LostTask:
                 continue  # renewed, or recovered by another worker, in this very moment
             except StoreError as error:
-                if not refused(error):
+                if away(error):
                     raise
                 # Changed by hand into something that cannot be counted up: it must not keep the others waiting.
                 log.error("task cannot be taken back", task_id=shown(lost.task_id), reason=brief(error))  # noqa: TRY400

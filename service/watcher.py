@@ -38,6 +38,7 @@ class Watcher:
         self._sweep_all = sweep_all
         self._cancel = cancel
         self._wake = wake
+        self._sweep_due = anyio.Event()
         #: Set while a stream is open.
         self.opened = anyio.Event()
 
@@ -56,19 +57,27 @@ class Watcher:
         """One life of the stream, from open to broken."""
         self.opened = anyio.Event()
         async with anyio.create_task_group() as group:
-            group.start_soon(self._sweep_once_open)
+            group.start_soon(self._sweep_when_due)
             async with aclosing(hints(self._store.database, self.opened)) as stream:
                 async for hint in stream:
                     await self._pass_on(hint)
+            group.cancel_scope.cancel()
 
-    async def _sweep_once_open(self) -> None:
+    async def _sweep_when_due(self) -> None:
         """Open first, then sweep: what is inserted in between is seen twice, and nothing is missed."""
         await self.opened.wait()
         log.info("change stream open")
-        await self._sweep_all()
+        while True:
+            # Before the sweep, so that what is dropped during one has the next one; beside the stream, which goes on.
+            self._sweep_due = anyio.Event()
+            await self._sweep_all()
+            await self._sweep_due.wait()
+            log.warning("a collection was dropped or renamed, making its indexes and sweeping everything")
 
     async def _pass_on(self, hint: Hint) -> None:
-        if hint.new:
+        if hint.tables:
+            self._sweep_due.set()
+        elif hint.new:
             await self._new.send(hint.key)
         elif hint.cancel:
             await self._cancel(hint.key)

@@ -21,7 +21,16 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.command_cursor import AsyncCommandCursor
 from pymongo.asynchronous.cursor import AsyncCursor
-from pymongo.errors import ConfigurationError, DocumentTooLarge, InvalidURI, OperationFailure, PyMongoError
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
 from pymongo.write_concern import WriteConcern
 
 from handlers.errors import StartupError
@@ -43,6 +52,26 @@ CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
 )
 
 _DUPLICATE_KEY = 11000
+
+#: What the server says when the time was wrong and not the operation (see `refused`).
+_NOT_NOW = frozenset(
+    (
+        # The categories NetworkError, NotPrimaryError, ShutdownError, RetriableError, ExceededTimeLimitError,
+        # Interruption, WriteConcernError, SnapshotError and SystemOverloadedError of the server's error_codes.yml, …
+        *(6, 7, 24, 50, 64, 75, 79, 89, 91, 100, 134, 189, 202, 237, 239, 246, 250, 262, 272, 279, 281, 282, 290, 355),
+        *(358, 402, 406, 407, 412, 433, 449, 450, 453, 462, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 46841),
+        *(50915, 91331, 10045600),
+        # … cursors that are gone, routing that is stale, …
+        *(43, 63, 136, 143, 150, 175, 222, 234, 249, 13388),
+        # … locks, conflicts and transactions that begin anew: LockBusy, LockFailed, WriteConflict, Conflicting…, …
+        *(46, 107, 112, 117, 206, 215, 216, 217, 225, 228, 251, 267, 276, 285, 356, 363, 365, 388, 12586, 12587),
+        # … who may do it: a user or key that is not there yet after a restart, a role or password being changed, …
+        *(11, 13, 18, 31, 211, 334, 391, 404),
+        # … and what an operator mends: members without a primary, writes blocked, files, memory, a full disk.
+        *(133, 371, 264, 146, 14031),
+        10058,  # "not primary" of old
+    )
+)
 
 INDEXES: Mapping[str, Sequence[IndexModel]] = {
     "DL_TASK": [
@@ -165,16 +194,23 @@ class Database:
 
     async def create_indexes(self) -> None:
         """Create what is missing. Raises StartupError that names the duplicates which stand against a unique index."""
+        if problems := await self.mend_indexes():
+            raise StartupError(f"{'; '.join(problems)}; then start again")
+
+    async def mend_indexes(self) -> list[str]:
+        """Create what is missing, as far as it goes; returns why some could not be, and what to do about it."""
+        problems = []
         for name, indexes in INDEXES.items():
             for index in indexes:
                 try:
                     await self.call(self.collection(name).create_indexes, [index])
                 except OperationFailure as error:
-                    if error.code != _DUPLICATE_KEY:
-                        raise StartupError(
-                            f"cannot create index {name}.{index.document['name']}: {brief(error)}"
-                        ) from error
-                    raise StartupError(await self._duplicates(name, index)) from error
+                    problems.append(
+                        await self._duplicates(name, index)
+                        if error.code == _DUPLICATE_KEY
+                        else f"cannot create index {name}.{index.document['name']}: {brief(error)}; mend that"
+                    )
+        return problems
 
     async def missing_indexes(self) -> list[str]:
         """`COLLECTION.index` of each index that `create_indexes` would make."""
@@ -201,12 +237,32 @@ class Database:
             ", ".join(f"{field} {row['_id'].get(field)}" for field in fields) + f" in {row['count']} documents"
             for row in found
         )
-        return f"{name} has duplicates of what must be unique: {values}; remove or renumber them and start again"
+        return f"{name} has duplicates of what must be unique: {values}; remove or renumber them"
+
+
+def away(error: StoreError) -> bool:
+    """Whether the server could not be reached, or has no primary: any other operation would meet the same."""
+    return isinstance(error, ConnectionFailure)
 
 
 def refused(error: StoreError) -> bool:
-    """Whether the server answered, and its answer was no: the same operation would end the same way again."""
-    return isinstance(error, OperationFailure | DocumentTooLarge) and not error.timeout
+    """Whether the server answered, and its answer was no: the same operation would end the same way again.
+
+    It rests on three things that MongoDB says. A label (`RetryableWriteError`, `TransientTransactionError`,
+    `ResumableChangeStreamError`, …) is only ever put on what may pass. A write concern that was not met says nothing
+    against the write, which is done and may yet be rolled back. And the server's table of error codes
+    (src/mongo/base/error_codes.yml) sorts those that tell of its own state into categories. Every other code is about
+    the operation or its document: a key that is taken, a value of the wrong type, a document that grows too large.
+    """
+    if isinstance(error, DocumentTooLarge):
+        return True
+    if not isinstance(error, OperationFailure) or isinstance(error, WriteConcernError) or error.timeout:
+        return False
+    if (error.details or {}).get("errorLabels"):
+        return False
+    if isinstance(error, BulkWriteError):
+        return any(write.get("code") not in _NOT_NOW for write in error.details.get("writeErrors", ()))
+    return error.code not in _NOT_NOW
 
 
 def brief(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure
 
 from handlers.errors import LostTask
-from handlers.store.database import CODEC, Database, Document
+from handlers.store.database import CODEC, Database, Document, StoreError, refused
 from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.task import ID_LISTS, SERVICE_FIELDS, Task
 
@@ -92,6 +92,19 @@ def _history(status: Any, **fields: Any) -> Document:
     """The expression that appends one state change, keeping the newest."""
     entry = {"status": status, "at": "$$NOW", **fields}
     return {"$slice": [{"$concatArrays": [{"$ifNull": ["$history", []]}, [entry]]}, -HISTORY_LENGTH]}
+
+
+#: The iteration of the snapshot that the next attempt would go on from, and the furthest one of any fault so far.
+_KEPT: Document = {"$ifNull": ["$snapshot.iteration", 0]}
+_KEPT_BEFORE: Document = {"$ifNull": ["$failed_at", 0]}
+
+#: One fault more, or the first one since a snapshot got further than at any fault before. Else a long training on
+#: machines that are often lost would use up its attempts although each of them got on. One that dies at the same place
+#: again and again does not begin anew, also when its snapshot was unusable and it had to come that far once more.
+_COUNTED_FAULT: Document = {
+    "failures": {"$cond": [{"$gt": [_KEPT, _KEPT_BEFORE]}, 1, {"$add": ["$failures", 1]}]},
+    "failed_at": {"$max": [_KEPT, _KEPT_BEFORE]},
+}
 
 
 def _literal(value: Any) -> Document:
@@ -173,14 +186,14 @@ class Tasks:
         Reads the index `admitted` from end to end (no documents), so it is for starts and lost stream history. The
         comparison is computed after the projection, lest the planner move it in front and fetch every document.
         """
-        cursor = await self._db.call(
-            self._tasks.aggregate,
-            [
-                {"$project": {"new": {"$ne": ["$admitted_id", "$_id"]}}},
-                {"$match": {"new": True}},
-            ],
-            hint="admitted",
-        )
+        pipeline: list[Document] = [{"$project": {"new": {"$ne": ["$admitted_id", "$_id"]}}}, {"$match": {"new": True}}]
+        try:
+            cursor = await self._db.call(self._tasks.aggregate, pipeline, hint="admitted")
+        except StoreError as error:
+            if not refused(error):
+                raise
+            # The index is not there, and could not be made: slowly, then, but none is missed.
+            cursor = await self._db.call(self._tasks.aggregate, pipeline)
         async with aclosing(self._db.batches(cursor)) as batches:
             async for batch in batches:
                 for document in batch:
@@ -290,6 +303,16 @@ class Tasks:
             return_document=ReturnDocument.AFTER,
         )
 
+    async def running_of(self, owner: str) -> list[Document]:
+        """What a claim of `owner` took and none of its attempts has given back, as `claim` returns it.
+
+        A claim can be done although it raised: the answer was lost, or the members did not confirm it in time.
+        """
+        cursor = self._tasks.find(
+            {"status": TaskStatus.RUNNING.name, "owner": owner, **_IN_QUEUE_INDEX, **_ADMITTED}, _WITHOUT_LISTS
+        )
+        return await self._db.call(cursor.to_list)
+
     async def head(self, kind: str, total: int, patience_seconds: float) -> tuple[int, bool] | None:
         """The best due task that fits into `total` devices of a kind: (devices needed, waited longer than patience)."""
         found = await self._db.call(
@@ -339,7 +362,16 @@ class Tasks:
         before = await self._db.call(
             self._tasks.find_one_and_update,
             self._fence(task),
-            {"$set": {"snapshot": {"file_id": file_id, "iteration": iteration, "sha256": sha256}}},
+            {
+                "$set": {
+                    "snapshot": {
+                        "file_id": file_id,
+                        "iteration": iteration,
+                        "sha256": sha256,
+                        "attempt": task.attempt,
+                    }
+                }
+            },
             projection={"snapshot": True},
         )
         if before is None:
@@ -374,7 +406,7 @@ class Tasks:
         if error is not None:
             fields["error"] = _literal(error.document())
         if status is TaskStatus.FAILED:
-            fields["failures"] = {"$add": ["$failures", 1]}
+            fields |= _COUNTED_FAULT
         update: list[Document] = [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
         changed = await self._db.call(self._tasks.update_one, self._fence(task), update, session=session)
         if changed.matched_count:
@@ -385,9 +417,22 @@ class Tasks:
             raise LostTask(task.task_id)
         return False
 
-    async def release(self, task: Task, reason: str) -> None:
-        """Give the task back without blame (drain, preemption): PENDING at once. Raises LostTask."""
-        await self._fenced(task, self._back_to_queue(task.attempt, reason, failures="$failures", delay_ms=0))
+    async def release(self, task: Task, reason: str, *, delay: float = 0) -> None:
+        """Give the task back without blame (drain, preemption, database away): PENDING, due in `delay` seconds.
+
+        Raises LostTask.
+        """
+        update: list[Document] = [
+            {
+                "$set": {
+                    "status": TaskStatus.PENDING.name,
+                    "not_before": {"$add": ["$$NOW", int(delay * 1000)]},
+                    "history": _history(TaskStatus.PENDING.name, attempt=task.attempt, reason=_literal(reason[:300])),
+                }
+            },
+            {"$unset": ["owner", "lease_renewed_at"]},
+        ]
+        await self._fenced(task, update)
 
     async def retry(
         self, task: Task, error: TaskError, *, delay: float | None = None, batch_size_limit: int | None = None
@@ -481,24 +526,9 @@ class Tasks:
         if not changed.matched_count:
             raise LostTask(task.task_id)
 
-    @staticmethod
-    def _back_to_queue(attempt: int, reason: str, *, failures: Any, delay_ms: Any) -> list[Document]:
-        return [
-            {
-                "$set": {
-                    "status": TaskStatus.PENDING.name,
-                    "failures": failures,
-                    "not_before": {"$add": ["$$NOW", delay_ms]},
-                    "history": _history(TaskStatus.PENDING.name, attempt=attempt, reason=_literal(reason[:300])),
-                }
-            },
-            {"$unset": ["owner", "lease_renewed_at"]},
-        ]
-
     async def _fault(
         self, fence: Document, attempt: int, error: TaskError, delay: float | None, batch_size_limit: int | None
     ) -> Waiting:
-        failures: Document = {"$add": ["$failures", 1]}
         over: Document = {"$gte": ["$failures", "$max_attempts"]}
         doubling = {"$min": [300_000, {"$multiply": [1000, {"$pow": [2, {"$subtract": ["$failures", 1]}]}]}]}
         fields: Document = {
@@ -521,7 +551,7 @@ class Tasks:
         after = await self._db.call(
             self._tasks.find_one_and_update,
             fence,
-            [{"$set": {"failures": failures}}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}],
+            [{"$set": _COUNTED_FAULT}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}],
             projection={"status": True, "failures": True},
             return_document=ReturnDocument.AFTER,
         )

@@ -68,12 +68,22 @@ async def test_duplicates_are_named(mongo_uri: str, database_name: str, db: Db) 
         assert "task_id 7 in 3 documents" in str(refused.value)
         assert "-1" not in str(refused.value)
         assert "\n" not in str(refused.value)
-        db.DL_TASK.delete_many({})
+        db.DL_MODEL.drop()
         db.DL_MODEL.insert_many([{"model_name": "m", "version": 2, "task_id": number} for number in range(2)])
-        with pytest.raises(StartupError, match="model_name m, version 2 in 2 documents"):
+        with pytest.raises(StartupError, match=r"task_id 7 in 3 .*; .*model_name m, version 2 in 2 documents"):
             await store.database.create_indexes()
+        db.DL_TASK.delete_many({})
         db.DL_MODEL.delete_many({})
         await store.database.create_indexes()
+
+
+async def test_what_can_be_made_is_made(mongo_uri: str, database_name: str, db: Db) -> None:
+    """One index that cannot be made keeps none of the others from it, and is named with what to do."""
+    db.DL_TASK.insert_many([{"task_id": 7}, {"task_id": 7}])
+    async with connect_store(mongo_uri, database_name) as store:
+        (problem,) = await store.database.mend_indexes()
+        assert "task_id 7 in 2 documents; remove or renumber them" in problem
+        assert await store.database.missing_indexes() == ["DL_TASK.task_id"]
 
 
 async def test_an_index_of_the_same_name_that_is_another_one(mongo_uri: str, database_name: str, db: Db) -> None:

@@ -4,9 +4,10 @@ from typing import Any
 
 import anyio
 import pytest
+import structlog
 from bson import Int64, ObjectId
 from pymongo.database import Database
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, ExecutionTimeout
 
 import service.sweeper
 from handlers.store import Store
@@ -73,6 +74,86 @@ async def test_copies_are_found_at_the_start(sweeper: Sweeper, db: Db, image_ids
     assert db.DL_TASK.count_documents({"status": "SUCCEEDED"}) == 1
     await sweeper.sweep_all()
     assert db.DL_TASK.count_documents({"status": "PENDING"}) == 1
+
+
+async def test_dropped_collections_get_their_indexes_again(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId]
+) -> None:
+    """By the sweep of everything, which each drop and each opening of the stream asks for; then it admits."""
+    db.DL_TASK.drop()
+    db.DL_MODEL.drop()
+    db.DL_TASK.insert_one({**train_request(1), "status": "SUCCEEDED", "admitted_id": ObjectId()})
+    await sweeper.sweep_all()
+    assert await store.database.missing_indexes() == []
+    assert db.DL_TASK.count_documents({"status": "PENDING"}) == 1
+
+
+async def test_an_index_that_cannot_be_made_stops_nothing(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId]
+) -> None:
+    """Numbers were used twice while the index was gone, and another index has the name: copies are found all the same.
+
+    The reason is logged each time that everything is swept.
+    """
+    db.DL_TASK.drop()
+    db.DL_TASK.insert_many([train_request(1), train_request(1)])
+    db.DL_TASK.insert_one({**train_request(2), "status": "SUCCEEDED", "admitted_id": ObjectId()})
+    db.DL_TASK.create_index("priority", name="admitted")
+    with structlog.testing.capture_logs() as logs:
+        await sweeper.sweep_all()
+    assert db.DL_TASK.count_documents({"status": "PENDING"}) == 3
+    reasons = " ".join(line["reason"] for line in logs if line["event"] == "index missing")
+    assert "task_id 1 in 2 documents" in reasons
+    assert "DL_TASK.admitted" in reasons
+    assert await store.database.missing_indexes() == ["DL_TASK.task_id"]  # `admitted` is another one's
+
+
+@pytest.mark.parametrize("method", ["new_keys", "copied_keys", "cancel_waiting"])
+async def test_a_step_that_fails_keeps_no_other_from_its_work(
+    store: Store,
+    sweeper: Sweeper,
+    db: Db,
+    image_ids: list[ObjectId],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    """A look for new documents that always takes too long, say: lost tasks are taken back, and leases judged."""
+    db.DL_TASK.insert_one(train_request(1))
+    await run_once(sweeper, monkeypatch)
+    task = Task.from_document(await store.tasks.claim("dead", {"CPU": 1}) or {})
+    db.DL_TASK.update_one({"_id": task.key}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+
+    def failing(*args: Any) -> Any:
+        raise ExecutionTimeout("operation exceeded time limit", 50)
+
+    monkeypatch.setattr(store.tasks, method, failing)
+    sweeper._missed = True
+    await run_once(sweeper, monkeypatch)
+    clock.now += 2 * QUIET_RENEW_SECONDS
+    await run_once(sweeper, monkeypatch)
+    assert db.DL_TASK.count_documents({"status": "PENDING", "failures": 1}) == 1
+
+
+async def test_a_document_that_cannot_be_read_in_time_keeps_no_other_waiting(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again by the next sweep, also if it is a copy; those after it are admitted at once."""
+    copy = {**train_request(1), "status": "SUCCEEDED", "admitted_id": ObjectId()}
+    slow = db.DL_TASK.insert_many([copy, train_request(2)]).inserted_ids[0]
+    unadmitted = store.tasks.unadmitted
+
+    async def late(key: Any) -> Any:
+        if key == slow:
+            raise ExecutionTimeout("operation exceeded time limit", 50)
+        return await unadmitted(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.tasks, "unadmitted", late)
+        await sweeper.sweep_all()
+    assert db.DL_TASK.count_documents({"status": "PENDING"}) == 1
+    await sweeper.sweep()
+    assert db.DL_TASK.count_documents({"status": "PENDING"}) == 2
 
 
 async def test_a_copy_whose_admission_failed_is_admitted_by_the_next_sweep(

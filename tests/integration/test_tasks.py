@@ -429,6 +429,82 @@ async def test_the_delay_is_bounded_and_can_be_given(store: Store, db: Db) -> No
     assert waiting["batch_size_limit"] == 4
 
 
+async def test_faults_are_counted_since_the_last_progress(store: Store, db: Db) -> None:
+    """A snapshot further than at any fault before begins the count anew, whoever stored it and however long ago."""
+    task = await claimed(store, db)
+    for kept in (None, 10, None, 20, 30, None, None):
+        if kept:
+            await store.tasks.note_snapshot(task, ObjectId(), kept, "a")
+        if kept == 20:  # stored, and then drained: no fault, and not forgotten at the next one
+            await store.tasks.release(task, "drain")
+            task = await claim(store) or task
+        after = await store.tasks.retry(task, ERROR, delay=0)
+        task = await claim(store) or task
+        seen = (kept, after.failures, after.status)
+        assert seen in [
+            (None, 1, "PENDING"),
+            (10, 1, "PENDING"),
+            (None, 2, "PENDING"),
+            (20, 1, "PENDING"),
+            (30, 1, "PENDING"),
+            (None, 3, "FAILED"),
+        ], seen
+    assert after.status == "FAILED"
+
+
+async def test_a_training_that_never_gets_further_is_failed(store: Store, db: Db) -> None:
+    """Also where its snapshot is unusable, so that each attempt stores the same one again and dies after it."""
+    task = await claimed(store, db)
+    seen = []
+    for _ in range(3):
+        await store.tasks.note_snapshot(task, ObjectId(), 40, "a")
+        seen.append((await store.tasks.retry(task, ERROR, delay=0)).failures)
+        if (again := await claim(store)) is not None:
+            task = again
+            await store.tasks.drop_snapshot(task)
+    assert seen == [1, 2, 3]
+    assert document(db, task)["status"] == "FAILED"
+
+
+async def test_a_task_of_an_older_version_is_understood(store: Store, db: Db) -> None:
+    """Its snapshot does not say which attempt stored it, and no fault has noted how far it got."""
+    task = await claimed(store, db)
+    old = {"file_id": ObjectId(), "iteration": 40, "sha256": "a"}
+    db.DL_TASK.update_one({}, {"$set": {"snapshot": old, "failures": 2}})
+    assert (await store.tasks.retry(task, ERROR, delay=0)).failures == 1
+    again = await claim(store)
+    assert again is not None
+    assert again.snapshot is not None
+    assert (again.snapshot.iteration, again.snapshot.attempt) == (40, None)
+
+
+async def test_a_release_blames_nobody_and_can_be_delayed(store: Store, db: Db) -> None:
+    """PENDING with the reason in its history; due at once, or after the delay; no fault counted."""
+    task = await claimed(store, db)
+    for delay in (0, 2.5):
+        await store.tasks.release(task, "database: away", delay=delay)
+        waiting = document(db, task)
+        assert (waiting["status"], waiting["failures"]) == ("PENDING", 0)
+        assert waiting["history"][-1]["reason"] == "database: away"
+        assert waiting["not_before"] - waiting["history"][-1]["at"] == timedelta(seconds=delay)
+        assert not {"owner", "lease_renewed_at", "error"} & set(waiting)
+        age(db, not_before=LONG_AGO)
+        task = await claim(store) or task
+
+
+async def test_what_an_owner_runs_is_found(store: Store, db: Db) -> None:
+    """What is RUNNING in this name and no other; a copy that nobody admitted is not."""
+    mine = await claimed(store, db)
+    await pending(store, db, 2)
+    assert await claim(store, "other") is not None
+    copy = {**document(db, mine), "_id": ObjectId(), "task_id": Int64(3)}
+    db.DL_TASK.insert_one(copy)
+    found = [Task.from_document(document) for document in await store.tasks.running_of("w")]
+    assert found == [mine]
+    await store.tasks.release(mine, "drain")
+    assert await store.tasks.running_of("w") == []
+
+
 async def test_history_is_bounded(store: Store, db: Db) -> None:
     """The newest fifty changes, whatever happened before; a user's words in it are bounded, and not expanded."""
     task = await claimed(store, db, max_attempts=100)
@@ -559,7 +635,7 @@ async def test_only_the_snapshot_that_the_document_names_is_resumed_from(store: 
     first, second = ObjectId(), ObjectId()
     assert await store.tasks.note_snapshot(task, first, 10, "a") is None
     assert await store.tasks.note_snapshot(task, second, 20, "b") == first
-    assert document(db, task)["snapshot"] == {"file_id": second, "iteration": 20, "sha256": "b"}
+    assert document(db, task)["snapshot"] == {"file_id": second, "iteration": 20, "sha256": "b", "attempt": 1}
     await store.tasks.drop_snapshot(task)
     assert "snapshot" not in document(db, task)
 

@@ -128,18 +128,36 @@ async def test_documents_of_any_size_are_told(store: Store, db: Db) -> None:
 
 
 async def test_a_dropped_collection_does_not_end_it(store: Store, db: Db) -> None:
-    """Dropped and made again: the next insert is told, on the same stream."""
+    """Dropped and made again: everything is swept, and the next insert is told, on the same stream."""
     async with watching(store) as watched:
         await watched.hears_after("new", db.DL_TASK.insert_one({"task_id": 1}).inserted_id)
+        cursors = [cursor["cursorId"] for cursor in stream_cursors(db)]
         db.DL_TASK.drop()
+        await watched.hears("sweep")
         await watched.hears("new", db.DL_TASK.insert_one({"task_id": 2}).inserted_id)
+        assert [cursor["cursorId"] for cursor in stream_cursors(db)] == cursors
 
 
 async def test_a_renamed_collection_does_not_end_it(store: Store, db: Db) -> None:
-    """Renamed away and made again."""
+    """Renamed away, and another one renamed to its name: both times everything is swept."""
     async with watching(store) as watched:
         await watched.hears_after("new", db.DL_TASK.insert_one({"task_id": 1}).inserted_id)
         db.DL_TASK.rename("DL_TASK_OLD")
+        await watched.hears("sweep")
+        await watched.hears("new", db.DL_TASK.insert_one({"task_id": 2}).inserted_id)
+        key = db.RESTORED.insert_one({"task_id": 3}).inserted_id
+        db.RESTORED.rename("DL_TASK", dropTarget=True)
+        await watched.hears("sweep")
+        assert watched.swept == [key]
+
+
+async def test_a_dropped_registry_is_told(store: Store, db: Db) -> None:
+    """The rules rest on the indexes of other collections too: they are swept for as well."""
+    async with watching(store) as watched:
+        db.DL_MODEL.drop()
+        await watched.hears("sweep")
+        db.SOMETHING_ELSE.insert_one({})
+        db.SOMETHING_ELSE.drop()
         await watched.hears("new", db.DL_TASK.insert_one({"task_id": 2}).inserted_id)
 
 
@@ -147,9 +165,13 @@ async def test_a_dropped_database_is_watched_again(store: Store, db: Db) -> None
     """The stream ends without an error; it is opened afresh, and swept."""
     async with watching(store) as watched:
         await watched.hears_after("new", db.DL_TASK.insert_one({"task_id": 1}).inserted_id)
+        first = watched.watcher.opened
         db.client.drop_database(db.name)
-        await watched.hears("sweep")
-        await watched.hears("new", db.DL_TASK.insert_one({"task_id": 2}).inserted_id)
+        with anyio.fail_after(20):
+            while watched.watcher.opened is first:
+                await watched.heard.receive()
+            await watched.watcher.opened.wait()
+        await watched.hears_after("new", db.DL_TASK.insert_one({"task_id": 2}).inserted_id)
 
 
 async def test_a_killed_cursor_loses_nothing(store: Store, db: Db) -> None:
