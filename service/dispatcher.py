@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from handlers.store import Store
 from handlers.store.database import OPERATION_TIMEOUT_MS, Document, StoreError, brief
+from handlers.store.tasks import TaskError
 from schemas.params import shown
-from schemas.task import Task
+from schemas.task import Task, same
 from service.attempt import Attempt, Ending
 from service.devices import Devices
 
@@ -48,6 +49,8 @@ class Dispatcher:
         #: Until when a task may run in our name of which we have not been told.
         self._unsure_until = -math.inf
         self.running: dict[str, Attempt] = {}
+        #: Set once the attempt of that name is over.
+        self._gone: dict[str, anyio.Event] = {}
 
     def wake(self) -> None:
         """There may be a task to claim."""
@@ -63,7 +66,7 @@ class Dispatcher:
     def cancel(self, key: object) -> None:
         """End the running task with this `_id`, if it is ours: its client asked for that."""
         for attempt in self.running.values():
-            if attempt.task.key == key:
+            if same(attempt.task.key, key):
                 attempt.end(Ending.CANCELLED)
 
     async def run(self) -> None:
@@ -77,6 +80,10 @@ class Dispatcher:
                 except StoreError as error:
                     self._unsure_until = anyio.current_time() + _UNSURE_SECONDS
                     log.warning("claim failed, trying again", reason=brief(error))
+                except Exception:
+                    # What one document can do to a claim must not end the worker, and all that runs beside it.
+                    self._unsure_until = anyio.current_time() + _UNSURE_SECONDS
+                    log.exception("bug in a claim, trying again")
                 # Whichever is first: a hint, a freed device, or the next poll.
                 with anyio.move_on_after(self._poll_seconds):
                     await self._woken.wait()
@@ -91,20 +98,20 @@ class Dispatcher:
             return
         for document in await self._store.tasks.running_of(self._owner):
             if not any(
-                attempt.task.key == document["_id"] and attempt.task.attempt == document.get("attempt")
+                same(attempt.task.key, document["_id"]) and attempt.task.attempt == document.get("attempt")
                 for attempt in self.running.values()
             ):
                 log.warning(
                     "task claimed without an answer", key=shown(document["_id"]), attempt=document.get("attempt")
                 )
-                self._start(attempts, document)
+                await self._start(attempts, document)
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
         while not self._draining:
             document = await self._store.tasks.claim(self._owner, await self._claimable())
             if document is None:
                 return
-            self._start(attempts, document)
+            await self._start(attempts, document)
 
     async def _claimable(self) -> dict[str, int]:
         """The free devices of each kind, less those that are kept free for a task that has waited long."""
@@ -121,26 +128,46 @@ class Dispatcher:
                             return {}
         return free
 
-    def _start(self, attempts: TaskGroup, document: Document) -> None:
+    async def _start(self, attempts: TaskGroup, document: Document) -> None:
         try:
             task = Task.from_document(document)
-        except (ValidationError, ValueError, KeyError, TypeError):
-            # Somebody changed an admitted document by hand. The lease runs out, and `max_attempts` ends it.
-            log.exception("an admitted document is no task any more", key=shown(document["_id"]))
+        except ValueError as error:
+            # Changed by hand since its admission, or never admitted whatever it says of itself.
+            reason = f"the document is no task any more, somebody has changed it: {_first_line(error)}"
+            await self._store.tasks.refuse(document, self._owner, TaskError("document", reason))
+            log.error("task failed", key=shown(document["_id"]), kind="document", reason=reason)  # noqa: TRY400
             return
+        for name, other in list(self.running.items()):
+            if same(other.task.key, task.key):
+                # Its document was replaced, or its admission undone, while it ran here. The new attempt can have the
+                # number of the old one, and then the fence cannot tell them apart: so first the old one ends.
+                other.end(Ending.LOST)
+                await self._gone[name].wait()
         devices = self._devices.take(task.params.device_type.name, task.params.device_num)
         attempt = self._make_attempt(task, devices)
-        self.running[f"{task.task_id}/{task.attempt}"] = attempt
+        name = f"{task.task_id}/{task.attempt}"
+        self.running[name], self._gone[name] = attempt, anyio.Event()
         if self._draining or len(devices) < task.params.device_num:
             # Fewer: a claim that was carried out late, when the devices had gone to another task.
             attempt.end(Ending.DRAINED)
-        attempts.start_soon(self._run_attempt, attempt)
+        attempts.start_soon(self._run_attempt, name, attempt)
 
-    async def _run_attempt(self, attempt: Attempt) -> None:
+    async def _run_attempt(self, name: str, attempt: Attempt) -> None:
         try:
             await attempt.run()
+        except Exception:
+            # Its lease runs out, and somebody takes the task back; those beside it go on.
+            log.exception("bug in an attempt", task=name)
         finally:
             task = attempt.task
-            del self.running[f"{task.task_id}/{task.attempt}"]
+            del self.running[name]
+            self._gone.pop(name).set()
             self._devices.give_back(task.params.device_type.name, attempt.devices)
             self.wake()
+
+
+def _first_line(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))} is {shown(first['input'])}; {first['msg']}"
+    return str(error)

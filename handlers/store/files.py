@@ -13,6 +13,9 @@ from gridfs.errors import CorruptGridFile
 
 from handlers.store.database import Database
 
+#: What PyMongo makes of a record in `files` or `chunks` whose fields are missing or of other types.
+_WRONG_RECORD = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError)
+
 #: Bytes a read or write; one GridFS chunk is 255 kB.
 _BLOCK = 1 << 20
 
@@ -56,9 +59,9 @@ class Bucket:
                 while block := await self._db.call(stream.read, _BLOCK):
                     digest.update(block)
                     await file.write(block)
-        except (NoFile, CorruptGridFile) as error:
+        except (NoFile, CorruptGridFile, *_WRONG_RECORD) as error:
             part.unlink(missing_ok=True)
-            raise FileMissing(f"{self._name} {file_id}: {error}") from error
+            raise FileMissing(f"{self._name} {file_id}: {error!s:.200}") from error
         part.replace(path)
         return digest.hexdigest()
 
