@@ -82,6 +82,9 @@ class Sweeper:
                 if away(error):
                     raise
                 log.error("a step of the sweep failed", step=step.__name__.strip("_"), reason=brief(error))  # noqa: TRY400
+            except Exception:
+                # A document that nobody thought of must not keep all others from being looked after.
+                log.exception("bug in a step of the sweep", step=step.__name__.strip("_"))
         self._wake()
 
     async def sweep_all(self) -> None:
@@ -136,6 +139,8 @@ class Sweeper:
             except StoreError as error:
                 self._missed = True
                 log.warning("admission failed, the sweep tries again", key=shown(key), reason=brief(error))
+            except Exception:
+                log.exception("bug in admission, the sweep tries again", key=shown(key))
 
     async def admit(self, key: Any) -> None:
         """Answer one new document. Raises StoreError while the database is away."""

@@ -185,6 +185,22 @@ async def test_a_cancel_and_a_drain_reach_the_attempt(store: Store, db: Db) -> N
     assert not run.dispatcher.running
 
 
+async def test_a_task_that_was_inserted_again_ends_the_attempt_at_the_old_one(store: Store, db: Db) -> None:
+    """Under the same number, as its first attempt again, while the old one runs here: that one is lost at once."""
+    await pending(store, db, 1)
+    devices = Devices(cpus=2, gpus=0, fallback=False)
+    async with bench(store, devices) as run:
+        await run.until(1)
+        db.DL_TASK.delete_one({"task_id": 1})
+        await pending(store, db, 1)
+        assert await run.until(2) == [1, 1]
+        assert [attempt.endings for attempt in run.started] == [[Ending.LOST], []]
+        await run.looked_again()
+        assert run.dispatcher.running == ["1/1"]
+    assert run.started[1].endings == [Ending.DRAINED]
+    assert devices.free()["CPU"] == 2
+
+
 async def test_a_document_changed_by_hand_does_not_end_the_worker(store: Store, db: Db) -> None:
     """An admitted document that is no task any more is left to its lease; the next one runs, on all devices."""
     await pending(store, db, 1, priority=5)
