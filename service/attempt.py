@@ -259,9 +259,12 @@ class Attempt:
             await self._succeed(outcome)
         elif self._ending is Ending.CANCELLED:
             await self._cancelled()
-        elif self._ending is Ending.DRAINED or isinstance(outcome, child_job.Stopped):
+        elif self._ending is Ending.DRAINED:
             await self._write(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
             log.info("task released")
+        elif isinstance(outcome, child_job.Stopped):
+            # A fault, lest a child that does so at once be started for ever.
+            await self._retry(TaskError("stopped", "the child stopped and was not asked to"))
         elif isinstance(outcome, child_job.Failed):
             await self._child_failed(outcome)
 
