@@ -4,6 +4,7 @@ Every way out of it is one of the `Ending`s; whatever happens, the document is l
 from, and nothing of the child is left.
 """
 
+import secrets
 import shutil
 import time
 from collections import deque
@@ -88,7 +89,8 @@ class Attempt:
         self._cache = cache
         self._children = children
         self._story = story
-        self._folder = runs / f"{task.task_id}-{task.attempt}-{task.owner[-8:]}"
+        # Numbers alone will not do: a task deleted and inserted again can have both of another that still ends.
+        self._folder = runs / f"{task.task_id}-{task.attempt}-{secrets.token_hex(4)}"
         self._all_devices = all_devices
         self._grace_seconds = grace_seconds
         self._silence_seconds = silence_seconds
@@ -289,8 +291,11 @@ class Attempt:
             await self._succeed(outcome)
         elif self._ending is Ending.CANCELLED:
             await self._cancelled()
-        elif self._ending is Ending.DRAINED or isinstance(outcome, child_job.Stopped):
+        elif self._ending is Ending.DRAINED:
             await self._release_to_stop()
+        elif isinstance(outcome, child_job.Stopped):
+            # A fault, lest a child that does so at once be started for ever.
+            await self._retry(TaskError("stopped", "the child stopped and was not asked to"))
         elif isinstance(outcome, child_job.Failed):
             await self._child_failed(outcome)
 

@@ -9,12 +9,14 @@ clock (`$$NOW`); values that came from users stand under `$literal`, since a pip
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import DocumentTooLarge, DuplicateKeyError
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, WriteConcernError
 
 from handlers.errors import LostTask
 from handlers.store.database import CODEC, Database, Document, StoreError, refused
@@ -166,10 +168,13 @@ class Tasks:
     def __init__(self, database: Database, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._db = database
         self._tasks = database.collection("DL_TASK")
-        #: For what clients wrote: see `documents`.
-        self._raw = self._tasks.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
         self.lease_seconds = lease_seconds
         self._lease_ms = int(lease_seconds * 1000)
+
+    @cached_property
+    def _raw(self) -> AsyncCollection[RawBSONDocument]:
+        """DL_TASK, for what clients wrote: see `documents`."""
+        return self._tasks.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
 
     # ---- a client's writes
 
@@ -339,20 +344,26 @@ class Tasks:
             },
             {"$unset": ["not_before", "error"]},
         ]
-        claimed = await self._db.call(
-            self._raw.find_one_and_update,
-            {
-                "status": TaskStatus.PENDING.name,
-                "$or": needs,
-                **({} if idle else {"runs_alone": {"$ne": True}}),
-                **_IN_QUEUE_INDEX,
-                "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
-            },
-            update,
-            sort=QUEUE_ORDER,
-            projection=_WITHOUT_LISTS,
-            return_document=ReturnDocument.AFTER,
-        )
+        waiting = {
+            "status": TaskStatus.PENDING.name,
+            "$or": needs,
+            **({} if idle else {"runs_alone": {"$ne": True}}),
+            **_IN_QUEUE_INDEX,
+            "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
+        }
+        try:
+            claimed = await self._db.call(
+                self._raw.find_one_and_update,
+                waiting,
+                update,
+                sort=QUEUE_ORDER,
+                projection=_WITHOUT_LISTS,
+                return_document=ReturnDocument.AFTER,
+            )
+        except AttributeError as error:
+            # What PyMongo 4.20 raises over a write concern error in a raw answer, which it wants to complete
+            # (`helpers_shared._get_wce_doc`): the claim is done, as after any other such error.
+            raise WriteConcernError("the claim was not confirmed by the other members") from error
         return None if claimed is None else _runnable(claimed)
 
     async def running_of(self, owner: str) -> list[Document]:

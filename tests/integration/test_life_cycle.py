@@ -23,7 +23,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -134,11 +133,22 @@ PICK = st.integers(0, 30)
 MOSTLY = st.sampled_from([True, True, True, False])
 
 
+def step(when: Callable[["LifeCycle"], object] = bool, often: int = 1, **arguments: st.SearchStrategy[Any]) -> Any:
+    """Mark a method as a step that can be taken while `when` holds, with these arguments, so many times as often."""
+
+    def mark(method: Any) -> Any:
+        method.step = (when, often, st.fixed_dictionaries(arguments))
+        return method
+
+    return mark
+
+
 class LifeCycle(RuleBasedStateMachine):
     """Two workers (`a` and `b`), a client, and time.
 
-    What a rule works on is picked among what it can do something with, most of the time: left to chance, few tasks
-    would come further than their admission.
+    One rule draws among the steps that can do something, and what they work on mostly among what has come furthest:
+    left to chance (and to Hypothesis, which leaves out some rules of many in each example), few tasks would come
+    further than their admission.
     """
 
     def __init__(
@@ -215,6 +225,18 @@ class LifeCycle(RuleBasedStateMachine):
         if not doc.due:
             self.set_time(doc, not_before=FAR_AHEAD)
 
+    @rule(data=st.data())
+    def do(self, data: st.DataObject) -> None:
+        """One step."""
+        ready: list[str] = []
+        for name, method in vars(LifeCycle).items():
+            if hasattr(method, "step"):
+                when, often, _ = method.step
+                ready += [name] * (often if when(self) else 0)
+        name = data.draw(st.sampled_from(ready), label="step")
+        arguments = data.draw(getattr(LifeCycle, name).step[2], label=name)
+        getattr(self, name)(**arguments)
+
     # ---- the client
 
     @initialize(
@@ -224,7 +246,8 @@ class LifeCycle(RuleBasedStateMachine):
         for number in devices:
             self.insert("CPU", number, 0, max_attempts, cancel=False, admitted=True)
 
-    @rule(
+    @step(
+        often=2,
         kind=st.sampled_from(["CPU", "CPU", "GPU"]),
         devices=st.sampled_from([1, 1, 2]),
         priority=st.integers(-1, 1),
@@ -240,7 +263,7 @@ class LifeCycle(RuleBasedStateMachine):
         if admitted:
             self.admit(doc, 0)
 
-    @rule(
+    @step(
         pick=PICK,
         how=st.sampled_from(["cancel", "copy", "copy with its number", "replace", "delete", "forge", "forge"]),
         status=st.sampled_from(["PENDING", "RUNNING", "SUCCEEDED", "CANCELLED", "nonsense", 7]),
@@ -326,7 +349,7 @@ class LifeCycle(RuleBasedStateMachine):
 
     # ---- any worker
 
-    @rule(pick=PICK, worker=WORKER, rejected=st.booleans(), drop_lists=st.booleans(), late=st.booleans())
+    @step(pick=PICK, worker=WORKER, rejected=st.booleans(), drop_lists=st.booleans(), late=st.booleans())
     def answer(self, pick: int, worker: int, rejected: bool, drop_lists: bool, late: bool) -> None:
         """The first answer counts; one that comes later, or after anything else, changes nothing."""
         doc = self.there(pick, lambda doc: doc.admitted is late)
@@ -366,8 +389,12 @@ class LifeCycle(RuleBasedStateMachine):
         doc.batch_size_limit, doc.lease_over, doc.changes, doc.frozen, doc.admitted = None, False, [], None, True
         doc.change(status)
 
-    @precondition(lambda self: any(doc.there and doc.cancel for doc in self.all))
-    @rule(pick=PICK, every=st.booleans(), worker=WORKER)
+    @step(
+        when=lambda self: any(doc.waiting and doc.cancel for doc in self.all),
+        pick=PICK,
+        every=st.booleans(),
+        worker=WORKER,
+    )
     def cancel_waiting(self, pick: int, every: bool, worker: int) -> None:
         doc = self.there(pick, lambda doc: doc.cancel)
         if doc is None:
@@ -378,7 +405,7 @@ class LifeCycle(RuleBasedStateMachine):
             other.change("CANCELLED")
             other.error = "cancelled"
 
-    @rule(worker=WORKER)
+    @step(worker=WORKER)
     def look(self, worker: int) -> None:
         """What each of the looks finds, in the whole collection."""
         tasks = self.stores[worker].tasks
@@ -401,8 +428,7 @@ class LifeCycle(RuleBasedStateMachine):
 
         assert sorted(self.call(copies)) == sorted(doc.key for doc in new)
 
-    @precondition(lambda self: self.sightings)
-    @rule(pick=PICK, newest=MOSTLY, worker=WORKER)
+    @step(when=lambda self: self.sightings, pick=PICK, newest=MOSTLY, worker=WORKER)
     def recover(self, pick: int, newest: bool, worker: int) -> None:
         """Only what is still as it was seen; another sweeper may have been first, or the owner have renewed."""
         self.recovered(self.sightings[-1] if newest else self.sightings[pick % len(self.sightings)], worker)
@@ -430,8 +456,9 @@ class LifeCycle(RuleBasedStateMachine):
 
     # ---- the owner
 
-    @precondition(lambda self: any(doc.waiting for doc in self.all))
-    @rule(
+    @step(
+        when=lambda self: any(doc.waiting for doc in self.all),
+        often=2,
         worker=WORKER,
         free=st.sampled_from(
             [{"CPU": 2, "GPU": 2}, {"CPU": 2, "GPU": 0}, {"CPU": 1, "GPU": 1}, {"GPU": 2}, {"CPU": 0}]
@@ -475,15 +502,15 @@ class LifeCycle(RuleBasedStateMachine):
         order = {key: (-doc.priority, ages[key]) for key, doc in found.items()}
         return [doc for key, doc in found.items() if order[key] == min(order.values())]
 
-    @precondition(lambda self: any(doc.waiting for doc in self.all))
-    @rule(
+    @step(
+        when=lambda self: any(doc.waiting for doc in self.all),
+        often=4,
         worker=WORKER,
         kept=st.none() | st.integers(1, 5),
-        lost=st.booleans(),
-        done=st.sampled_from([False] * 3 + [True]),
+        end=st.sampled_from(["goes on", "goes on", "succeeds", "fails", "retried", "lost", "released", "cancelled"]),
     )
-    def attempt(self, worker: int, kept: int | None, lost: bool, done: bool) -> None:
-        """A whole one, for the tasks that take many: it gets so far, and is done, dies or is lost with its worker."""
+    def attempt(self, worker: int, kept: int | None, end: str) -> None:
+        """A whole one, for the tasks that take many: it gets so far, and goes on, is done, dies or is lost."""
         for doc in self.all:
             if doc.waiting and not doc.due:
                 self.is_due(doc)
@@ -491,20 +518,32 @@ class LifeCycle(RuleBasedStateMachine):
         self.claim(worker, {"CPU": 2, "GPU": 2}, idle=True)
         if len(self.claimed) == before:
             return
+        held = self.claimed[-1]
         if kept is not None:
-            self.note(-1, True, "snapshot", kept, self.claimed[-1])
-        if done:
-            self.succeed(-1, True, worker, self.claimed[-1])
-        elif lost:
-            self.lease_is_over(self.claimed[-1].doc)
+            self.note(0, True, "snapshot", kept, held)
+        if end == "succeeds":
+            self.succeed(0, True, worker, held)
+        elif end == "fails":
+            self.finish(0, True, TaskStatus.FAILED, held)
+        elif end == "cancelled":
+            self.finish(0, True, TaskStatus.CANCELLED, held)
+        elif end == "released":
+            self.release(0, True, 0.0, worker, held)
+        elif end == "retried":
+            self.retry(0, True, None, None, held)
+        elif end == "lost":
+            self.lease_is_over(held.doc)
             self.look(1 - worker)
             for sighting in self.sightings[-2:]:
                 self.recovered(sighting, 1 - worker)
-        else:
-            self.retry(-1, True, None, None, self.claimed[-1])
 
-    @precondition(lambda self: self.claimed)
-    @rule(pick=PICK, holding=MOSTLY, worker=WORKER, iteration=st.none() | st.integers(0, 9))
+    @step(
+        when=lambda self: self.claimed,
+        pick=PICK,
+        holding=MOSTLY,
+        worker=WORKER,
+        iteration=st.none() | st.integers(0, 9),
+    )
     def renew(self, pick: int, holding: bool, worker: int, iteration: int | None) -> None:
         held = self.held(pick, holding)
         progress = None if iteration is None else {"iteration": iteration}
@@ -513,8 +552,8 @@ class LifeCycle(RuleBasedStateMachine):
             assert cancel is held.doc.cancel
             held.doc.lease_over = False
 
-    @precondition(lambda self: self.claimed)
-    @rule(
+    @step(
+        when=lambda self: self.claimed,
         pick=PICK,
         holding=MOSTLY,
         what=st.sampled_from(["message", "snapshot", "snapshot", "snapshot", "drop"]),
@@ -538,18 +577,23 @@ class LifeCycle(RuleBasedStateMachine):
                 doc.kept = iteration
                 doc.snapshot = {"file_id": file_id, "iteration": iteration, "sha256": "0", "attempt": held.task.attempt}
 
-    @precondition(lambda self: self.claimed)
-    @rule(pick=PICK, holding=MOSTLY, delay=st.sampled_from([0.0, 0.0, 30.0]), worker=WORKER)
-    def release(self, pick: int, holding: bool, delay: float, worker: int) -> None:
-        held = self.held(pick, holding)
+    @step(
+        when=lambda self: self.claimed,
+        pick=PICK,
+        holding=MOSTLY,
+        delay=st.sampled_from([0.0, 0.0, 30.0]),
+        worker=WORKER,
+    )
+    def release(self, pick: int, holding: bool, delay: float, worker: int, held: Claimed | None = None) -> None:
+        held = held or self.held(pick, holding)
         holds = held.holds
         self.fenced(held, self.stores[worker].tasks.release, held.task, "$why", delay=delay)
         if holds:
             held.doc.change("PENDING")
             self.not_due(held.doc, delay)
 
-    @precondition(lambda self: self.claimed)
-    @rule(
+    @step(
+        when=lambda self: self.claimed,
         pick=PICK,
         holding=MOSTLY,
         delay=st.sampled_from([0.0, 0.0, None, 30.0]),
@@ -565,11 +609,15 @@ class LifeCycle(RuleBasedStateMachine):
             held.doc.batch_size_limit = limit or held.doc.batch_size_limit
             self.after_fault(held.doc, after, FAULT.kind, delay)
 
-    @precondition(lambda self: self.claimed)
-    @rule(pick=PICK, holding=st.booleans(), status=st.sampled_from([TaskStatus.FAILED, TaskStatus.CANCELLED]))
-    def finish(self, pick: int, holding: bool, status: TaskStatus) -> None:
+    @step(
+        when=lambda self: self.claimed,
+        pick=PICK,
+        holding=st.booleans(),
+        status=st.sampled_from([TaskStatus.FAILED, TaskStatus.CANCELLED]),
+    )
+    def finish(self, pick: int, holding: bool, status: TaskStatus, held: Claimed | None = None) -> None:
         """Once; a second time by the same attempt it says that it was done before."""
-        held = self.held(pick, holding)
+        held = held or self.held(pick, holding)
         doc, tasks = held.doc, self.stores[0].tasks
         if doc.there and (doc.status, doc.attempt) == (status.name, held.task.attempt):
             before = self.stored(doc)
@@ -584,8 +632,7 @@ class LifeCycle(RuleBasedStateMachine):
             doc.change(status.name)
             doc.error = FAULT.kind
 
-    @precondition(lambda self: self.claimed)
-    @rule(pick=PICK, holding=st.booleans(), worker=WORKER)
+    @step(when=lambda self: self.claimed, pick=PICK, holding=st.booleans(), worker=WORKER)
     def succeed(self, pick: int, holding: bool, worker: int, held: Claimed | None = None) -> None:
         """The end of a training and its model: both, and once."""
         held = held or self.held(pick, holding)
@@ -608,8 +655,7 @@ class LifeCycle(RuleBasedStateMachine):
 
     # ---- time
 
-    @precondition(lambda self: any(doc.running for doc in self.all))
-    @rule(pick=PICK)
+    @step(when=lambda self: any(doc.running for doc in self.all), pick=PICK)
     def lease_runs_out(self, pick: int) -> None:
         doc = self.there(pick, lambda doc: doc.running)
         if doc is not None and doc.running:
@@ -619,8 +665,7 @@ class LifeCycle(RuleBasedStateMachine):
         self.set_time(doc, lease_renewed_at=LONG_AGO)
         doc.lease_over = True
 
-    @precondition(lambda self: any(doc.waiting and not doc.due for doc in self.all))
-    @rule(pick=PICK)
+    @step(when=lambda self: any(doc.waiting and not doc.due for doc in self.all), pick=PICK)
     def delay_runs_out(self, pick: int) -> None:
         doc = self.there(pick, lambda doc: doc.waiting and not doc.due)
         if doc is not None:
@@ -691,7 +736,7 @@ def test_any_order_of_calls_keeps_the_life_cycle(mongo_uri: str, database_name: 
         run_state_machine_as_test(
             lambda: LifeCycle(portal, (first, second), client, tmp_path),
             settings=settings(
-                max_examples=EXAMPLES or 60,
+                max_examples=EXAMPLES or 50,
                 stateful_step_count=STEPS,
                 # The same examples each time, so that a change is blamed for what it breaks and for nothing else.
                 derandomize=not EXAMPLES,
