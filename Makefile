@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench chaos recovery clean
+.PHONY: help setup demo test lint bench chaos recovery audit clean
 
 SECONDS ?= 600
 SEED ?= 1
@@ -36,6 +36,12 @@ chaos: setup  ## SECONDS=600 SEED=1 WORKERS=4: faults of workers and database, a
 
 recovery: setup  ## how soon the service is itself again after a fault (25 minutes)
 	@.venv/bin/python benchmarks/recovery.py
+
+# --strict: else what cannot be looked up counts as having no vulnerability.
+audit: setup  ## look up known vulnerabilities of the pinned dependencies (needs pypi.org)
+	@dir=$$(mktemp -d) && trap 'rm -r "$$dir"' EXIT && .venv/bin/python -m venv "$$dir" \
+		&& "$$dir/bin/pip" -q install pip-audit \
+		&& "$$dir/bin/pip-audit" --strict --progress-spinner off --no-deps --disable-pip -r constraints.txt
 
 clean:  ## remove caches and build output (.venv stays: to remove it, rm -r .venv)
 	@rm -rf build dist demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
+from bson.errors import InvalidBSON
 
 from handlers.store import Store
+from handlers.store.database import Unreadable
+from handlers.store.documents import Unnameable, strictly
 from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode, TaskTypeClass, member
 from schemas.networks import NETWORKS
@@ -32,29 +35,40 @@ class _Rejected(Exception):
 
 async def admit(store: Store, key: Any) -> None:
     """Answer the document with this `_id`: PENDING or REJECTED. Nothing happens if it has its answer already."""
-    found = await store.tasks.unadmitted(key)
-    if found is None:
+    if isinstance(key, Unnameable):
+        problem = "_id is of a form that no driver can write; expected an ObjectId, or what a driver can make of one"
+        await _reject(store, key, None, Rejection(TaskErrorCode.PARAM_INVALID, "_id", problem), drop_all=True)
         return
-    document, size = found
-    task_id = document.get("task_id")
-    if size > MAX_DOCUMENT_BYTES:
+    data = await store.tasks.unadmitted(key)
+    if data is None:
+        return
+    if len(data) > MAX_DOCUMENT_BYTES:
+        # Not decoded, which takes many times its size. The name could stand in some text: then the code is that of ids.
+        by_ids = b"\x04img_mongodb_ids\x00" in data
         too_large = Rejection(
-            TaskErrorCode.IMAG_MONGOID_INVALID if "img_mongodb_ids" in document else TaskErrorCode.PARAM_INVALID,
+            TaskErrorCode.IMAG_MONGOID_INVALID if by_ids else TaskErrorCode.PARAM_INVALID,
             "img_mongodb_ids",
-            f"the document has {size} bytes; expected at most {MAX_DOCUMENT_BYTES}: "
+            f"the document has {len(data)} bytes; expected at most {MAX_DOCUMENT_BYTES}: "
             "name a dataset and split, or send ids as ObjectIds",
         )
-        await _reject(store, key, task_id, too_large, drop_lists=True)
+        await _reject(store, key, None, too_large, drop_lists=True)
+        return
+    try:
+        document = strictly(data)
+    except InvalidBSON as error:
+        # Whoever read the whole document would choke on it, `dltask status` too.
+        invalid = Rejection(TaskErrorCode.PARAM_INVALID, "", f"the document is no valid BSON: {error}")
+        await _reject(store, key, None, invalid, drop_all=True)
         return
     checked = await check(store, document)
     if isinstance(checked, Rejection):
-        await _reject(store, key, task_id, checked)
+        await _reject(store, key, document.get("task_id"), checked)
     elif await store.tasks.admit(key, checked):
         log.info("task admitted", task_id=str(checked["task_id"]), task_type=checked["task_type"])
 
 
-async def _reject(store: Store, key: Any, task_id: Any, rejection: Rejection, *, drop_lists: bool = False) -> None:
-    if await store.tasks.reject(key, rejection, drop_lists=drop_lists):
+async def _reject(store: Store, key: Any, task_id: Any, rejection: Rejection, **drop: bool) -> None:
+    if await store.tasks.reject(key, rejection, **drop):
         log.warning(
             "task rejected",
             task_id=shown(task_id),
@@ -81,6 +95,8 @@ async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | R
             split = await _images(store, document, task_type)
     except _Rejected as rejected:
         return rejected.rejection
+    except Unreadable as error:
+        return Rejection(TaskErrorCode.IMAG_MONGOID_INVALID, "img_mongodb_ids", f"IMG_INFO cannot be read: {error}")
     fields: dict[str, Any] = {
         "task_id": bson_uint64(task_id),
         "task_type": task_type.name,

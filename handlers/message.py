@@ -24,9 +24,14 @@ from handlers.store.database import Document
 from handlers.store.records import Records
 from schemas.enums import TaskErrorCode
 from schemas.message import SCHEMA_VERSION, choose_validation, strata
+from schemas.numbers import INT64_MAX
 from schemas.task import Task, object_id
 
 _SKIPS_NAMED = 10
+
+#: Bounds of what a task's result repeats of its data, so that it fits into the task's document.
+_NAME_LENGTH = 200
+_MAX_CLASSES = 5000
 
 
 @dataclass
@@ -65,6 +70,8 @@ class _Message:
             self.instance_count += 1
             name = label["class_name"]
             class_id = self.classes.setdefault(name, len(self.classes) + 1)
+            if class_id > _MAX_CLASSES:
+                raise PermanentError("data", f"the labels have more than {_MAX_CLASSES} classes")
             seen[class_id] += 1
             x, y, w, h = (float(side) for side in label["bbox"])
             flags = {flag: int(label.get(flag) is True) for flag in ("crowd", "difficult")}
@@ -166,7 +173,7 @@ async def read_given(store: Store, path: Path, refs: Path) -> None:
     """
     try:
         message = await anyio.to_thread.run_sync(lambda: orjson.loads(path.read_bytes()))
-        images = [(int(image["id"]), str(image["mongodb_id"]).lower()) for image in message["image_info"]]
+        images = [(_image_id(image["id"]), str(image["mongodb_id"]).lower()) for image in message["image_info"]]
         if len({image_id for image_id, _ in images}) < len(images):
             raise ValueError("two images have one id")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -183,9 +190,19 @@ async def read_given(store: Store, path: Path, refs: Path) -> None:
             _write(out, image_ref(image_id, mongodb_id, files.get(mongodb_id)))
 
 
+def _image_id(value: Any) -> int:
+    # It names a file, and is told in results.
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= INT64_MAX:
+        raise ValueError(f"the id of an image is {value!r:.80}; expected a whole number from 1")
+    return value
+
+
 def image_ref(image_id: int, mongodb_id: str, file_id: Any) -> dict[str, Any]:
-    """One line of a `refs` file; a GridFS id that is no ObjectId is none that we wrote, and is left out."""
-    return {"id": image_id, "mongodb_id": mongodb_id, "file_id": str(file_id) if object_id(file_id) else None}
+    """One line of a `refs` file. An image or a file under an `_id` that is no ObjectId is none of the interface's, and
+    is not fetched: the child skips it and says so.
+    """
+    known = object_id(mongodb_id) is not None and object_id(file_id) is not None
+    return {"id": image_id, "mongodb_id": mongodb_id, "file_id": str(file_id) if known else None}
 
 
 async def _images(store: Store, task: Task) -> AsyncGenerator[tuple[list[Document], str | None], None]:
@@ -209,15 +226,16 @@ async def _images(store: Store, task: Task) -> AsyncGenerator[tuple[list[Documen
         validation = records.images_of(task.dataset, "val")
     else:
         validation = None
-    held_back: set[Any] = set()
+    # As text: the `_id` of a platform's record can be a document, which no set takes.
+    held_back: set[str] = set()
     if validation is not None:
         async with aclosing(validation) as batches:
             async for batch in batches:
-                held_back.update(image["_id"] for image in batch)
+                held_back.update(str(image["_id"]) for image in batch)
                 yield batch, "val"
     async with aclosing(records.images_by_id(ids) if ids else _dataset(records, task)) as batches:
         async for batch in batches:
-            yield [image for image in batch if image["_id"] not in held_back], "train" if held_back else None
+            yield [image for image in batch if str(image["_id"]) not in held_back], "train" if held_back else None
 
 
 def _dataset(records: Records, task: Task) -> AsyncGenerator[list[Document], None]:
@@ -229,6 +247,8 @@ def _problem(label: Document) -> str | None:
     name, bbox = label.get("class_name"), label.get("bbox")
     if not isinstance(name, str) or not name:
         return f"class_name is {name!r}"[:100]
+    if len(name) > _NAME_LENGTH:
+        return f"class_name has {len(name)} characters; expected at most {_NAME_LENGTH}"
     if not isinstance(bbox, list) or len(bbox) != 4:
         return f"bbox is {bbox!r}"[:100]
     if not all(isinstance(side, int | float) and not isinstance(side, bool) and math.isfinite(side) for side in bbox):

@@ -27,7 +27,7 @@ from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode, TaskStatus, TaskTypeClass, member
 from schemas.numbers import UINT64_MAX, bson_uint64, whole_number
 from schemas.params import ParamClass
-from schemas.task import MAX_DOCUMENT_BYTES, object_id
+from schemas.task import MAX_DOCUMENT_BYTES, admitted, object_id
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -148,9 +148,10 @@ async def _result(store: Store, task_id: Any) -> tuple[TaskErrorCode, dict[str, 
     if document is None or not is_test:
         return TaskErrorCode.TASK_ID_INVALID, None
     # A state that a client wrote, or copied from another task, is none: only an admitted document has one.
-    status = document.get("status") if document.get("admitted_id") == document["_id"] else None
+    status = document.get("status") if admitted(document) else None
     if status == TaskStatus.SUCCEEDED.name:
-        return TaskErrorCode.OK, {"status": status, **document["result"]}
+        result = document.get("result")
+        return TaskErrorCode.OK, {"status": status, **(result if isinstance(result, dict) else {})}
     if status in (TaskStatus.FAILED.name, TaskStatus.REJECTED.name, TaskStatus.CANCELLED.name):
         return TaskErrorCode.OK, {"status": status, "error": document.get("error")}
     return TaskErrorCode.TASK_TEST_NOT_OVER, None

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from bson import Decimal128, ObjectId
+import bson
+from bson import ObjectId
 from bson.errors import InvalidId
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.numbers import UINT64_MAX
-from schemas.params import ParamClass, check_params
+from schemas.networks import NETWORKS
+from schemas.numbers import UINT64_MAX, whole_number
+from schemas.params import ParamClass, check_params, shown, split_model_name
 
 #: Fields that only the service writes. Admission sets or unsets every one, so that none can be forged by a client or
 #: carried over in a copy of an old document.
@@ -99,33 +101,61 @@ class Task(BaseModel):
     create_time: datetime
     snapshot: SnapshotRef | None
     #: Set after an attempt ran out of device memory.
-    batch_size_limit: int | None
+    batch_size_limit: int | None = Field(ge=1, lt=2**32)
     #: The last attempt of a task that keeps losing its workers: nothing may run beside it.
     runs_alone: bool = False
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Task":
-        """The task in an admitted and claimed document. Raises ValueError for one that admission did not write."""
+        """The task in an admitted and claimed document. Raises ValueError for one that admission did not write.
+
+        Anybody may have changed it since, or have written `admitted_id` without any admission. So what a run rests on
+        is checked once more, the tables apart, which may change at any time.
+        """
+        task_id = _whole(document, "task_id", 0, UINT64_MAX)
+        params = check_params(document.get("param_request"))
+        _, version = split_model_name(params.model_name)
+        task_type, split = document.get("task_type"), document.get("split")
+        if task_type == "TRAIN":
+            if version is not None or params.net_model not in NETWORKS:
+                raise ValueError(f"model {shown(params.model_name)} on {shown(params.net_model)} cannot be trained")
+            if split == "test":
+                raise ValueError("split is 'test', which a training never reads")
         return cls(
             key=document["_id"],
-            task_id=plain_task_id(document["task_id"]),
-            task_type=document["task_type"],
-            params=check_params(document["param_request"]),
+            task_id=task_id,
+            task_type=task_type,
+            params=params,
             dataset=document.get("dataset"),
-            split=document.get("split"),
+            split=split,
             json_mongodb_id=object_id(document.get("json_mongodb_id")),
-            owner=document["owner"],
-            attempt=document["attempt"],
-            create_time=document["create_time"],
+            owner=document.get("owner"),
+            attempt=_whole(document, "attempt", 1, 2**31 - 1),
+            create_time=document.get("create_time"),
             snapshot=document.get("snapshot"),
             batch_size_limit=document.get("batch_size_limit"),
             runs_alone=document.get("runs_alone") is True,
         )
 
 
-def plain_task_id(stored: Any) -> int:
-    """The number in a stored `task_id` (Int64 or Decimal128)."""
-    return int(stored.to_decimal()) if isinstance(stored, Decimal128) else int(stored)
+def _whole(document: Mapping[str, Any], field: str, low: int, high: int) -> int:
+    try:
+        number = whole_number(document.get(field))
+        if low <= number <= high:
+            return number
+    except ValueError:
+        pass
+    raise ValueError(f"{field} is {shown(document.get(field))}; expected a whole number from {low} to {high}")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values from documents are the same, as the server sees it: NaN is NaN, and so it is deep inside."""
+    return bool(one == other) or bson.encode({"": one}) == bson.encode({"": other})
+
+
+def admitted(document: Mapping[str, Any]) -> bool:
+    """Whether this very document has been answered; a copy of an answered one has not."""
+    return "admitted_id" in document and same(document["admitted_id"], document.get("_id"))
 
 
 def object_id(value: Any) -> ObjectId | None:

@@ -153,4 +153,5 @@ def _describe(devices: Devices, dispatcher: Dispatcher) -> Document:
         "free": devices.free(),
         "fallback": devices.fallback,
         "running": sorted(dispatcher.running),
+        "resting": dispatcher.resting,
     }

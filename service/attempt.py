@@ -4,6 +4,7 @@ Every way out of it is one of the `Ending`s; whatever happens, the document is l
 from, and nothing of the child is left.
 """
 
+import secrets
 import shutil
 import time
 from collections import deque
@@ -88,7 +89,8 @@ class Attempt:
         self._cache = cache
         self._children = children
         self._story = story
-        self._folder = runs / f"{task.task_id}-{task.attempt}-{task.owner[-8:]}"
+        # Numbers alone will not do: a task deleted and inserted again can have both of another that still ends.
+        self._folder = runs / f"{task.task_id}-{task.attempt}-{secrets.token_hex(4)}"
         self._all_devices = all_devices
         self._grace_seconds = grace_seconds
         self._silence_seconds = silence_seconds
@@ -141,8 +143,9 @@ class Attempt:
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
-                with anyio.move_on_after(5):
-                    await self._tell(self._story.close(self._name))
+                lines = self._story.close(self._name)
+                if not await self._tell(lines):
+                    self._story.left.append((self._number, lines))
 
     async def _work(self) -> None:
         """Run the task and write its next state."""
@@ -288,8 +291,11 @@ class Attempt:
             await self._succeed(outcome)
         elif self._ending is Ending.CANCELLED:
             await self._cancelled()
-        elif self._ending is Ending.DRAINED or isinstance(outcome, child_job.Stopped):
+        elif self._ending is Ending.DRAINED:
             await self._release_to_stop()
+        elif isinstance(outcome, child_job.Stopped):
+            # A fault, lest a child that does so at once be started for ever.
+            await self._retry(TaskError("stopped", "the child stopped and was not asked to"))
         elif isinstance(outcome, child_job.Failed):
             await self._child_failed(outcome)
 
@@ -418,7 +424,9 @@ class Attempt:
                 continue
             try:
                 cancel = await self._store.tasks.renew(self.task, progress if progress != told else None)
-                await self._tell(self._story.take(self._name))
+                lines = self._story.take(self._name)
+                if not await self._tell(lines):
+                    self._story.put_back(self._name, lines)
             except LostTask:
                 # The end that this attempt writes itself looks the same from here; then there is no child to kill.
                 self.end(Ending.LOST)
@@ -430,19 +438,22 @@ class Attempt:
             if cancel:
                 self.end(Ending.CANCELLED)
 
-    async def _tell(self, lines: list[str]) -> None:
-        """Store measurements and log lines; while the database is away they are kept for the next time."""
+    async def _tell(self, lines: list[str]) -> bool:
+        """Store log lines and measurements; False if the database was away, and the lines may be stored later."""
         measured = list(self._measured)
         self._measured.clear()
+        told = False
         try:
-            await self._store.traces.put_measurements(self._number, measured)
-            measured = []
             await self._store.traces.append_log(self._number, lines)
+            told = True
+            await self._store.traces.put_measurements(self._number, measured)
         except StoreError as error:
-            if not refused(error):
+            if refused(error):
+                told = True
+            else:
                 self._measured = deque([*measured, *self._measured], maxlen=_MAX_MEASURED)
-                self._story.put_back(self._name, lines)
             log.warning("traces not stored", reason=brief(error))
+        return told
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._began, 3)

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from handlers.store import Store
 from handlers.store.database import OPERATION_TIMEOUT_MS, Document, StoreError, brief
+from handlers.store.tasks import TaskError
 from schemas.params import shown
-from schemas.task import Task
+from schemas.task import Task, same
 from service.attempt import Attempt, Ending
 from service.devices import Devices
 
@@ -59,6 +60,11 @@ class Dispatcher:
         """`task_id/attempt` of each attempt that runs."""
         return [f"{attempt.task.task_id}/{attempt.task.attempt}" for attempt in self._attempts]
 
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is claimed for now, after a fault of this machine."""
+        return anyio.current_time() < self._rests_until
+
     def wake(self) -> None:
         """There may be a task to claim."""
         self._woken.set()
@@ -73,7 +79,7 @@ class Dispatcher:
     def cancel(self, key: object) -> None:
         """End the running task with this `_id`, if it is ours: its client asked for that."""
         for attempt in self._attempts:
-            if attempt.task.key == key:
+            if same(attempt.task.key, key):
                 attempt.end(Ending.CANCELLED)
 
     async def run(self) -> None:
@@ -87,6 +93,10 @@ class Dispatcher:
                 except StoreError as error:
                     self._unsure_until = anyio.current_time() + _UNSURE_SECONDS
                     log.warning("claim failed, trying again", reason=brief(error))
+                except Exception:
+                    # What one document can do to a claim must not end the worker, and all that runs beside it.
+                    self._unsure_until = anyio.current_time() + _UNSURE_SECONDS
+                    log.exception("bug in a claim, trying again")
                 # Whichever is first: a hint, a freed device, or the next poll.
                 with anyio.move_on_after(self._poll_seconds):
                     await self._woken.wait()
@@ -100,22 +110,21 @@ class Dispatcher:
         if anyio.current_time() > self._unsure_until:
             return
         for document in await self._store.tasks.running_of(self._owner):
-            claimed = (document["_id"], document.get("create_time"), document.get("attempt"))
-            if claimed not in [(mine.task.key, mine.task.create_time, mine.task.attempt) for mine in self._attempts]:
+            if not any(_is_of(attempt.task, document) for attempt in self._attempts):
                 log.warning(
                     "task claimed without an answer", key=shown(document["_id"]), attempt=document.get("attempt")
                 )
-                self._start(attempts, document)
+                await self._start(attempts, document)
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
-        while not self._draining and anyio.current_time() >= self._rests_until:
+        while not self._draining and not self.resting:
             if any(attempt.task.runs_alone for attempt in self._attempts):
                 return
             free, idle = await self._claimable(), not self._attempts
             document = await self._store.tasks.claim(self._owner, free, idle=idle)
             if document is None:
                 return
-            self._start(attempts, document)
+            await self._start(attempts, document)
 
     async def _claimable(self) -> dict[str, int]:
         """The free devices of each kind, less those that are kept free for a task that has waited long."""
@@ -135,17 +144,19 @@ class Dispatcher:
                     return {}
         return free
 
-    def _start(self, attempts: TaskGroup, document: Document) -> None:
+    async def _start(self, attempts: TaskGroup, document: Document) -> None:
         try:
             task = Task.from_document(document)
-        except (ValidationError, ValueError, KeyError, TypeError):
-            # Somebody changed an admitted document by hand. The lease runs out, and `max_attempts` ends it.
-            log.exception("an admitted document is no task any more", key=shown(document["_id"]))
+        except ValueError as error:
+            # Changed by hand since its admission, or never admitted whatever it says of itself.
+            reason = f"the document is no task any more, somebody has changed it: {_first_line(error)}"
+            await self._store.tasks.refuse(document, self._owner, TaskError("document", reason))
+            log.error("task failed", key=shown(document["_id"]), kind="document", reason=reason)  # noqa: TRY400
             return
         devices = self._devices.take(task.params.device_type.name, task.params.device_num)
         attempt = self._make_attempt(task, devices)
         for other in self._attempts:
-            if other.task.task_id == task.task_id:
+            if same(other.task.key, task.key) or other.task.task_id == task.task_id:
                 # Deleted and inserted again, or taken from us: what runs of it is nobody's, though it may not know yet.
                 other.end(Ending.LOST)
         self._attempts.append(attempt)
@@ -171,9 +182,25 @@ class Dispatcher:
     async def _run_attempt(self, attempt: Attempt) -> None:
         try:
             await attempt.run()
+        except Exception:
+            # Its lease runs out, and somebody takes the task back; those beside it go on.
+            log.exception("bug in an attempt", task_id=str(attempt.task.task_id), attempt=attempt.task.attempt)
         finally:
             task = attempt.task
             self._attempts.remove(attempt)
             self._rest_after(attempt)
             self._devices.give_back(task.params.device_type.name, attempt.devices)
             self.wake()
+
+
+def _is_of(task: Task, document: Document) -> bool:
+    """Whether `document` is that of this attempt at this task."""
+    found = (document.get("create_time"), document.get("attempt"))
+    return same(task.key, document["_id"]) and found == (task.create_time, task.attempt)
+
+
+def _first_line(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))} is {shown(first['input'])}; {first['msg']}"
+    return str(error)

@@ -32,6 +32,8 @@ async def keep_clean(store: Store, cache: ImageCache) -> None:
                 log.info("orphaned files removed", files=removed)
         except StoreError as error:
             log.warning("clean-up failed, trying again in an hour", reason=brief(error))
+        except Exception:
+            log.exception("bug in the clean-up, trying again in an hour")
         await anyio.sleep(_EVERY_SECONDS)
 
 

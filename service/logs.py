@@ -9,7 +9,7 @@ import logging
 import sys
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -25,6 +25,8 @@ class Story:
         self._lines: dict[str, deque[str]] = {}
         #: How many have it open: the sweep can take back a task that this very worker still runs.
         self._open: Counter[str] = Counter()
+        #: Last lines of attempts that are over, which the database could not take then: (its task's stored id, lines).
+        self.left: deque[tuple[Any, list[str]]] = deque(maxlen=_PENDING_LINES)
 
     def open(self, task_id: str) -> None:
         """Begin to keep lines that carry this `task_id`."""

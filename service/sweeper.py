@@ -52,6 +52,14 @@ class Sweeper:
         #: Whether an admission has failed since the last look at all documents: a copy of an old document carries a
         #: state, and no other sweep would find it.
         self._missed = False
+        self._steps = (
+            self._renew,
+            self._admit_new,
+            self._sweep_missed,
+            self._cancel_waiting,
+            self._recover,
+            self._tell_late,
+        )
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -67,13 +75,16 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One sweep, each step of it whatever became of those before. Raises StoreError while the database is away."""
-        for step in (self._renew, self._admit_new, self._sweep_missed, self._cancel_waiting, self._recover):
+        for step in self._steps:
             try:
                 await step()
             except StoreError as error:
                 if away(error):
                     raise
                 log.error("a step of the sweep failed", step=step.__name__.strip("_"), reason=brief(error))  # noqa: TRY400
+            except Exception:
+                # A document that nobody thought of must not keep all others from being looked after.
+                log.exception("bug in a step of the sweep", step=step.__name__.strip("_"))
         self._wake()
 
     async def sweep_all(self) -> None:
@@ -128,6 +139,8 @@ class Sweeper:
             except StoreError as error:
                 self._missed = True
                 log.warning("admission failed, the sweep tries again", key=shown(key), reason=brief(error))
+            except Exception:
+                log.exception("bug in admission, the sweep tries again", key=shown(key))
 
     async def admit(self, key: Any) -> None:
         """Answer one new document. Raises StoreError while the database is away."""
@@ -163,6 +176,17 @@ class Sweeper:
         since = self._connected_since
         quiet = quiet_renew_seconds(self._store.tasks.lease_seconds)
         return since is not None and time.monotonic() - since >= 2 * quiet
+
+    async def _tell_late(self) -> None:
+        """Store the last log lines of attempts that ended while the database was away."""
+        while self._story.left:
+            task_id, lines = self._story.left.popleft()
+            try:
+                await self._store.traces.append_log(task_id, lines)
+            except StoreError as error:
+                if not refused(error):
+                    self._story.left.appendleft((task_id, lines))
+                raise
 
     async def _recover(self) -> None:
         if not self._may_judge():

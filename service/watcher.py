@@ -50,6 +50,8 @@ class Watcher:
                 log.warning("change stream ended, opening it afresh")
             except* StoreError as errors:
                 log.warning("change stream lost, opening it afresh", reason=brief(errors.exceptions[0]))
+            except* Exception:
+                log.exception("bug in the watcher, opening the change stream afresh")
             # While the server is away, opening the stream waits for it; this is for what fails at once.
             await anyio.sleep(_PAUSE_SECONDS)
 

@@ -16,6 +16,7 @@ from urllib.parse import quote_plus, unquote_plus
 import anyio
 import anyio.lowlevel
 from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import BSONError
 from gridfs import AsyncGridFSBucket
 from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -40,6 +41,7 @@ from handlers.store.privileges import lacking
 P = ParamSpec("P")
 T = TypeVar("T")
 Document = dict[str, Any]
+D = TypeVar("D", bound=Mapping[str, Any])
 
 #: What a MongoDB operation raises; callers outside this package know it by this name.
 StoreError = PyMongoError
@@ -52,6 +54,11 @@ OPERATION_TIMEOUT_MS = 20_000
 CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
     tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
 )
+
+
+class Unreadable(PyMongoError):
+    """An answer of the server holds a document that is no valid BSON."""
+
 
 _DUPLICATE_KEY = 11000
 _UNAUTHORIZED = 13
@@ -163,13 +170,17 @@ class Database:
         its write did.
         """
         await anyio.lowlevel.checkpoint_if_cancelled()
-        with anyio.CancelScope(shield=True):
-            result = await operation(*args, **kwargs)
+        try:
+            with anyio.CancelScope(shield=True):
+                result = await operation(*args, **kwargs)
+        except BSONError as error:
+            # The server checks little of what it is given: a binary may lie about its length.
+            raise Unreadable(f"a document is no valid BSON: {error}") from None
         return result
 
     async def batches(
-        self, cursor: AsyncCursor[Document] | AsyncCommandCursor[Document], size: int = 1000
-    ) -> AsyncGenerator[list[Document], None]:
+        self, cursor: AsyncCursor[D] | AsyncCommandCursor[D], size: int = 1000
+    ) -> AsyncGenerator[list[D], None]:
         """The documents of `cursor`, up to `size` at a time. Use under `contextlib.aclosing`."""
         # Else the server sends 16 MB at a time, many times that as Python objects.
         cursor.batch_size(size)
@@ -234,7 +245,7 @@ class Database:
         Raises StartupError that names the duplicates which stand against a unique index.
         """
         if problems := await self.mend_indexes(*names):
-            raise StartupError(f"{'; '.join(problems)}; then start again")
+            raise StartupError("; ".join(problems))
 
     async def mend_indexes(self, *names: str) -> list[str]:
         """Create what is missing, as far as it goes; returns why some could not be, and what to do about it."""
@@ -249,6 +260,8 @@ class Database:
                     await self.call(self.collection(name).create_indexes, [index])
                 except OperationFailure as error:
                     problems.append(await self._why_no_index(name, index, error))
+                    if error.code == _UNAUTHORIZED:
+                        break  # nor any other of this collection
         return problems
 
     async def _why_no_index(self, name: str, index: IndexModel, error: OperationFailure) -> str:
@@ -312,7 +325,7 @@ def _why_unusable(error: PyMongoError) -> str:
             f"MongoDB's certificate is not trusted: {untrusted[1]}; check tlsCAFile in DLTASK_MONGODB_URI, the file of "
             "the authority that signed it, and that the host is named as in the certificate"
         )
-    if "connection closed" in text:
+    if re.search("connection (is already )?closed|onnection reset", text):
         return (
             f"MongoDB does not answer: {text}; check DLTASK_MONGODB_URI: a server that requires TLS closes connections "
             "without it (tls=true)"
@@ -329,7 +342,7 @@ def refused(error: StoreError) -> bool:
     (src/mongo/base/error_codes.yml) sorts those that tell of its own state into categories. Every other code is about
     the operation or its document: a key that is taken, a value of the wrong type, a document that grows too large.
     """
-    if isinstance(error, DocumentTooLarge):
+    if isinstance(error, DocumentTooLarge | Unreadable):
         return True
     if not isinstance(error, OperationFailure) or isinstance(error, WriteConcernError) or error.timeout:
         return False

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _INDEXED = frozenset({"createIndex", "listIndexes"})
-#: A bucket that tasks leave files in, and the janitor clears. Drivers create its indexes with its first file.
-_BUCKET = _INDEXED | {"insert", "remove"}
+#: A bucket that tasks leave files in, and the janitor clears, which notes in them first that nothing names them.
+#: Drivers create its indexes with its first file.
+_BUCKET = _INDEXED | {"insert", "remove", "update"}
 
 #: Actions by collection; "" is the database, and so every collection in it. The images, their labels and their files
 #: belong to the platform: they are read, and no more.

@@ -111,7 +111,7 @@ class Records:
 
     async def names_in(self, dataset: str) -> set[str]:
         """The file names that a data set already has."""
-        cursor = self._images.find({"dataset": dataset}, {"file_name": True, "_id": False})
+        cursor = self._images.find({"dataset": dataset, "file_name": {"$type": "string"}}, {"file_name": 1, "_id": 0})
         return {document["file_name"] for document in await self._db.call(cursor.to_list)}
 
     async def add(self, image_id: ObjectId, image: ImageRecord, labels: Sequence[dict[str, Any]]) -> None:

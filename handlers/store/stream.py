@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
-from handlers.store.database import INDEXES, Database
+from handlers.store.database import CODEC, INDEXES, Database
+from handlers.store.documents import readable
 
 #: How long the server holds a question that has no answer yet; also how long a shutdown may have to wait for one.
 _AWAIT_MS = 500
@@ -64,7 +66,9 @@ async def hints(database: Database, opened: anyio.Event) -> AsyncGenerator[Hint,
     The stream is on the database and not on the collection, so that a dropped or renamed collection does not end it. A
     dropped database does, without an error.
     """
-    stream = await database.call(database.db.watch, _PIPELINE, max_await_time_ms=_AWAIT_MS)
+    # Read without being understood: one `_id` that is no valid BSON would end the stream.
+    raw = database.db.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
+    stream = await database.call(raw.watch, _PIPELINE, max_await_time_ms=_AWAIT_MS)
     try:
         opened.set()
         while stream.alive:
@@ -75,7 +79,7 @@ async def hints(database: Database, opened: anyio.Event) -> AsyncGenerator[Hint,
                 yield Hint(None, new=False, cancel=False, tables=True)
             else:
                 new = event["operationType"] != "update"
-                yield Hint(event["documentKey"]["_id"], new, event.get("cancel") is True)
+                yield Hint(readable(event["documentKey"])["_id"], new, event.get("cancel") is True)
     finally:
         # Left open it would hold a cursor on the server; that it cannot be closed is no news when it just broke.
         with anyio.CancelScope(shield=True):

@@ -9,17 +9,21 @@ clock (`$$NOW`); values that came from users stand under `$literal`, since a pip
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import bson
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, WriteConcernError
 
 from handlers.errors import LostTask
 from handlers.store.database import CODEC, Database, Document, StoreError, refused
+from handlers.store.documents import Unnameable, named, readable
 from schemas.enums import TaskErrorCode, TaskStatus
+from schemas.numbers import bson_uint64
+from schemas.params import shown
 from schemas.task import ID_LISTS, SERVICE_FIELDS, Task
 
 #: Seconds without a renewal after which another worker may take the task over.
@@ -37,6 +41,9 @@ _ADMITTED: Document = {"$expr": {"$eq": ["$admitted_id", "$_id"]}}
 
 #: What the index `queue` holds, all waiting and running tasks among it; a query that does not say so cannot use it.
 _IN_QUEUE_INDEX: Document = {"error_code": int(TaskErrorCode.OK)}
+
+#: `admitted_id` repeats the `_id`, and both together must leave room in 16 MB.
+_MAX_KEY_BYTES = 8 * 1024 * 1024 - 8 * 1024
 
 _WITHOUT_LISTS = dict.fromkeys(ID_LISTS, False)
 
@@ -90,35 +97,69 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Expired:
-    """A running task whose owner has not renewed its lease in time."""
+    """A running task whose owner has not renewed its lease in time; each value as it stands there, of any type."""
 
     key: Any
     task_id: Any
-    owner: str
-    attempt: int
+    owner: Any
+    attempt: Any
 
 
 def _history(status: Any, **fields: Any) -> Document:
     """The expression that appends one state change, keeping the newest."""
     entry = {"status": status, "at": "$$NOW", **fields}
-    return {"$slice": [{"$concatArrays": [{"$ifNull": ["$history", []]}, [entry]]}, -HISTORY_LENGTH]}
+    before = {"$cond": [{"$isArray": ["$history"]}, "$history", []]}
+    return {"$slice": [{"$concatArrays": [before, [entry]]}, -HISTORY_LENGTH]}
+
+
+def _is_count(name: str) -> Document:
+    """Whether the field holds a number that can be counted up. An update that failed on one document's would stop all
+    that wait behind it, and anybody may write any value into a document that has been admitted.
+    """
+    field = f"${name}"
+    return {"$and": [{"$isNumber": field}, {"$gte": [field, 0]}, {"$lt": [field, 2**31]}]}
+
+
+def _count(name: str, otherwise: int) -> Document:
+    return {"$cond": [_is_count(name), f"${name}", otherwise]}
 
 
 #: The iteration of the snapshot that the next attempt would go on from, and the furthest one of any fault so far.
 _KEPT: Document = {"$ifNull": ["$snapshot.iteration", 0]}
 _KEPT_BEFORE: Document = {"$ifNull": ["$failed_at", 0]}
 
+#: A count that is none is taken for used up.
+_FAILURES = _count("failures", 2**31 - 1)
+
 #: One fault more, or the first one since a snapshot got further than at any fault before. Else a long training on
 #: machines that are often lost would use up its attempts although each of them got on. One that dies at the same place
 #: again and again does not begin anew, also when its snapshot was unusable and it had to come that far once more.
 _COUNTED_FAULT: Document = {
-    "failures": {"$cond": [{"$gt": [_KEPT, _KEPT_BEFORE]}, 1, {"$add": ["$failures", 1]}]},
+    "failures": {"$cond": [{"$gt": [_KEPT, _KEPT_BEFORE]}, 1, {"$add": [_FAILURES, 1]}]},
     "failed_at": {"$max": [_KEPT, _KEPT_BEFORE]},
 }
 
 
 def _literal(value: Any) -> Document:
     return {"$literal": value}
+
+
+def _only(*names: str) -> Document:
+    """The stage that drops everything else, and of these what is neither a number, a short text nor a date."""
+    plain = ["int", "long", "double", "decimal", "string", "date"]
+    kept: Document = {}
+    for name in names:
+        small = {"$lt": [{"$bsonSize": {"it": f"${name}"}}, 1000]}
+        kept[name] = {"$cond": [{"$and": [{"$in": [{"$type": f"${name}"}, plain]}, small]}, f"${name}", "$$REMOVE"]}
+    return {"$replaceWith": {"_id": "$_id", **kept}}
+
+
+#: What an ended task keeps where its document has no room for its end.
+_ONLY_WHAT_ENDED = _only("task_id", "task_type", "attempt", "failures", "max_attempts", "create_time", "start_time")
+
+
+def _too_large(error: StoreError) -> bool:
+    return isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE
 
 
 class Tasks:
@@ -129,6 +170,11 @@ class Tasks:
         self._tasks = database.collection("DL_TASK")
         self.lease_seconds = lease_seconds
         self._lease_ms = int(lease_seconds * 1000)
+
+    @cached_property
+    def _raw(self) -> AsyncCollection[RawBSONDocument]:
+        """DL_TASK, for what clients wrote: see `documents`."""
+        return self._tasks.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
 
     # ---- a client's writes
 
@@ -149,20 +195,21 @@ class Tasks:
 
     async def get(self, task_id: Any) -> Document | None:
         """The document with that `task_id`, without its id lists."""
-        return await self._db.call(self._tasks.find_one, {"task_id": task_id}, _WITHOUT_LISTS)
+        found = await self._db.call(self._raw.find_one, {"task_id": task_id}, _WITHOUT_LISTS)
+        return None if found is None else readable(found)
 
     async def newest(self, limit: int) -> list[Document]:
         """The newest documents, running and waiting ones first, without id lists and reports."""
-        found: list[Document] = []
+        found: list[RawBSONDocument] = []
         fields = {**_WITHOUT_LISTS, "history": False, "result.metrics.per_class": False}
         for which in (
             {"admitted_id": None},
             {"status": {"$in": ["RUNNING", "PENDING"]}, "admitted_id": {"$ne": None}, **_IN_QUEUE_INDEX},
             {"status": {"$in": ["SUCCEEDED", "FAILED", "CANCELLED", "REJECTED"]}, "admitted_id": {"$ne": None}},
         ):
-            cursor = self._tasks.find(which, fields).sort("create_time", DESCENDING)
+            cursor = self._raw.find(which, fields).sort("create_time", DESCENDING)
             found += await self._db.call(cursor.limit(limit - len(found)).to_list) if len(found) < limit else []
-        return found
+        return [readable(document) for document in found]
 
     async def counts(self) -> dict[str, int]:
         """How many documents are in each state."""
@@ -177,18 +224,19 @@ class Tasks:
 
     # ---- admission
 
-    async def unadmitted(self, key: Any) -> tuple[Document, int] | None:
-        """The whole document and its size in bytes, if it is there and not yet admitted or rejected."""
-        raw = self._tasks.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
-        found = await self._db.call(raw.find_one, {"_id": key, **_NOT_ADMITTED})
-        if found is None:
-            return None
-        return bson.decode(found.raw, CODEC), len(found.raw)
+    async def unadmitted(self, key: Any) -> bytes | None:
+        """The whole document, if it is there and not yet admitted or rejected; see `documents.strictly`."""
+        found = await self._db.call(self._raw.find_one, named(key, _NOT_ADMITTED))
+        return None if found is None else bytes(found.raw)
 
     async def new_keys(self, limit: int) -> list[Any]:
-        """`_id`s of documents that no worker has looked at, copies of admitted ones apart (see `copied_keys`)."""
-        cursor = self._tasks.find({"admitted_id": None}, {"_id": True}).limit(limit)
-        return [document["_id"] for document in await self._db.call(cursor.to_list)]
+        """`_id`s of documents that no worker has looked at, copies of admitted ones apart (see `copied_keys`).
+
+        Nor those beside whose `_id` there is no room for any answer: a thousand of them would hide all others.
+        """
+        answerable = {"$lt": [{"$bsonSize": {"_id": "$_id"}}, _MAX_KEY_BYTES]}
+        cursor = self._raw.find({"admitted_id": None, "$expr": answerable}, {"_id": True}).limit(limit)
+        return [readable(document)["_id"] for document in await self._db.call(cursor.to_list)]
 
     async def copied_keys(self) -> AsyncGenerator[Any, None]:
         """`_id`s of all documents that no worker has admitted, those with a forged or copied state included.
@@ -198,16 +246,16 @@ class Tasks:
         """
         pipeline: list[Document] = [{"$project": {"new": {"$ne": ["$admitted_id", "$_id"]}}}, {"$match": {"new": True}}]
         try:
-            cursor = await self._db.call(self._tasks.aggregate, pipeline, hint="admitted")
+            cursor = await self._db.call(self._raw.aggregate, pipeline, hint="admitted")
         except StoreError as error:
             if not refused(error):
                 raise
             # The index is not there, and could not be made: slowly, then, but none is missed.
-            cursor = await self._db.call(self._tasks.aggregate, pipeline)
+            cursor = await self._db.call(self._raw.aggregate, pipeline)
         async with aclosing(self._db.batches(cursor)) as batches:
             async for batch in batches:
                 for document in batch:
-                    yield document["_id"]
+                    yield readable(document)["_id"]
 
     async def admit(self, key: Any, fields: Mapping[str, Any]) -> bool:
         """Make the document PENDING, with these normalised `fields`; False if somebody else has admitted it."""
@@ -218,20 +266,22 @@ class Tasks:
             unset=(),
         )
 
-    async def reject(self, key: Any, rejection: Rejection, *, drop_lists: bool = False) -> bool:
+    async def reject(self, key: Any, rejection: Rejection, *, drop_lists: bool = False, drop_all: bool = False) -> bool:
         """Make the document REJECTED; False if somebody else has answered it.
 
-        `drop_lists` unsets the id lists in the same write, to make room for the answer.
+        `drop_lists` unsets the id lists in the same write, to make room for the answer; `drop_all` whatever a client
+        wrote but for the number and the type of the task, if they are none that a reader would choke on.
         """
         error = TaskError(rejection.code.name, rejection.message, rejection.field, rejection.code)
         fields = {"error_code": int(rejection.code), "error": _literal(error.document()), "end_time": "$$NOW"}
-        try:
-            return await self._answer(key, TaskStatus.REJECTED, fields, unset=ID_LISTS if drop_lists else ())
-        except (OperationFailure, DocumentTooLarge) as failure:
-            if getattr(failure, "code", None) not in _TOO_LARGE:
-                raise
-            # Full to the brim with fields of the client's own: only what identifies the task can be kept.
-            return await self._answer(key, TaskStatus.REJECTED, fields, keep=("task_id", "task_type"))
+        if not drop_all:
+            try:
+                return await self._answer(key, TaskStatus.REJECTED, fields, unset=ID_LISTS if drop_lists else ())
+            except StoreError as failure:
+                if not _too_large(failure):
+                    raise
+        # Full to the brim with fields of the client's own: only what identifies the task can be kept.
+        return await self._answer(key, TaskStatus.REJECTED, fields, keep=True)
 
     async def _answer(
         self,
@@ -240,7 +290,7 @@ class Tasks:
         fields: Mapping[str, Any],
         *,
         unset: Sequence[str] = (),
-        keep: Sequence[str] | None = None,
+        keep: bool = False,
     ) -> bool:
         owned: Document = {
             "admitted_id": "$_id",
@@ -254,14 +304,9 @@ class Tasks:
         }
         cleared = [name for name in (*SERVICE_FIELDS, *unset) if name not in owned]
         pipeline: list[Document] = [{"$unset": cleared}, {"$set": owned}]
-        if keep is not None:
-            # Unless it is one of these that fills the document.
-            kept = {
-                name: {"$cond": [{"$lt": [{"$bsonSize": {"it": f"${name}"}}, 1000]}, f"${name}", "$$REMOVE"]}
-                for name in keep
-            }
-            pipeline.insert(0, {"$replaceWith": {"_id": "$_id", **kept}})
-        answered = await self._db.call(self._tasks.update_one, {"_id": key, **_NOT_ADMITTED}, pipeline)
+        if keep:
+            pipeline.insert(0, _only("task_id", "task_type"))
+        answered = await self._db.call(self._tasks.update_one, named(key, _NOT_ADMITTED), pipeline)
         return bool(answered.modified_count)
 
     # ---- claim
@@ -273,6 +318,8 @@ class Tasks:
 
         Atomic: of many claimers one gets it. Raises nothing for a queue that holds only what does not fit.
         """
+        # One that cannot be counted up stays, for the worker to end that task with a reason.
+        raised = {"$cond": [_is_count("attempt"), {"$add": ["$attempt", 1]}, "$attempt"]}
         needs = [_fits(kind, number) for kind, number in free.items() if number > 0]
         if not needs:
             return None
@@ -281,50 +328,53 @@ class Tasks:
                 "$set": {
                     "status": TaskStatus.RUNNING.name,
                     "owner": _literal(owner),
-                    "attempt": {"$add": ["$attempt", 1]},
+                    "attempt": raised,
                     "lease_renewed_at": "$$NOW",
                     "start_time": {"$ifNull": ["$start_time", "$$NOW"]},
+                    # What is no document cannot take the progress to come.
                     "progress": {
-                        "$ifNull": [
+                        "$cond": [
+                            {"$eq": [{"$type": "$progress"}, "object"]},
                             "$progress",
                             {"iteration": 0, "max_num_iters": "$param_request.max_num_iters", "updated_at": "$$NOW"},
                         ]
                     },
-                    "history": _history(
-                        TaskStatus.RUNNING.name, attempt={"$add": ["$attempt", 1]}, owner=_literal(owner)
-                    ),
+                    "history": _history(TaskStatus.RUNNING.name, attempt=raised, owner=_literal(owner)),
                 }
             },
             {"$unset": ["not_before", "error"]},
         ]
-        return await self._db.call(
-            self._tasks.find_one_and_update,
-            {
-                "status": TaskStatus.PENDING.name,
-                "$or": needs,
-                **({} if idle else {"runs_alone": {"$ne": True}}),
-                **_IN_QUEUE_INDEX,
-                "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
-                # What the update counts up and appends to. A document whose own was changed by hand into something
-                # else would fail each claim, and as the first of the queue stop them all.
-                "attempt": {"$type": "number"},
-                "history": {"$type": "array"},
-            },
-            update,
-            sort=QUEUE_ORDER,
-            projection=_WITHOUT_LISTS,
-            return_document=ReturnDocument.AFTER,
-        )
+        waiting = {
+            "status": TaskStatus.PENDING.name,
+            "$or": needs,
+            **({} if idle else {"runs_alone": {"$ne": True}}),
+            **_IN_QUEUE_INDEX,
+            "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
+        }
+        try:
+            claimed = await self._db.call(
+                self._raw.find_one_and_update,
+                waiting,
+                update,
+                sort=QUEUE_ORDER,
+                projection=_WITHOUT_LISTS,
+                return_document=ReturnDocument.AFTER,
+            )
+        except AttributeError as error:
+            # What PyMongo 4.20 raises over a write concern error in a raw answer, which it wants to complete
+            # (`helpers_shared._get_wce_doc`): the claim is done, as after any other such error.
+            raise WriteConcernError("the claim was not confirmed by the other members") from error
+        return None if claimed is None else _runnable(claimed)
 
     async def running_of(self, owner: str) -> list[Document]:
         """What a claim of `owner` took and none of its attempts has given back, as `claim` returns it.
 
         A claim can be done although it raised: the answer was lost, or the members did not confirm it in time.
         """
-        cursor = self._tasks.find(
+        cursor = self._raw.find(
             {"status": TaskStatus.RUNNING.name, "owner": owner, **_IN_QUEUE_INDEX, **_ADMITTED}, _WITHOUT_LISTS
         )
-        return await self._db.call(cursor.to_list)
+        return [_runnable(document) for document in await self._db.call(cursor.to_list)]
 
     async def head(self, kind: str, total: int, patience_seconds: float) -> Head | None:
         """The best due task that fits into `total` devices of a kind."""
@@ -337,16 +387,25 @@ class Tasks:
                 "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
             },
             {
-                "needed": "$param_request.device_num",
+                "_id": False,
+                # 0 for a number that is none, since somebody changed it by hand: nothing is kept free for that.
+                "needed": {
+                    "$convert": {"input": "$param_request.device_num", "to": "int", "onError": 0, "onNull": 0},
+                },
                 "runs_alone": True,
-                "waited": {"$subtract": ["$$NOW", {"$ifNull": ["$not_before", "$create_time"]}]},
+                # Compared and not subtracted: so it is no error for a date that is none.
+                "waited_long": {
+                    "$lt": [
+                        {"$ifNull": ["$not_before", "$create_time"]},
+                        {"$subtract": ["$$NOW", int(patience_seconds * 1000)]},
+                    ]
+                },
             },
             sort=QUEUE_ORDER,
         )
         if found is None:
             return None
-        waited_long = found["waited"] > patience_seconds * 1000
-        return Head(found["needed"], waited_long=waited_long, runs_alone=found.get("runs_alone") is True)
+        return Head(found["needed"], found["waited_long"], runs_alone=found.get("runs_alone") is True)
 
     # ---- the owner's writes, each behind the fence
 
@@ -358,7 +417,11 @@ class Tasks:
         """
         update: Document = {"$currentDate": {"lease_renewed_at": True}}
         if progress:
-            update["$set"] = {f"progress.{name}": value for name, value in progress.items()}
+            update["$set"] = {
+                # An int of a child can be larger than what BSON calls one.
+                f"progress.{name}": bson_uint64(value) if type(value) is int else value
+                for name, value in progress.items()
+            }
             update["$currentDate"]["progress.updated_at"] = True
         found = await self._db.call(
             self._tasks.find_one_and_update, self._fence(task), update, projection={"cancel_requested": True}
@@ -393,7 +456,7 @@ class Tasks:
         )
         if before is None:
             raise LostTask(task.task_id)
-        return (before.get("snapshot") or {}).get("file_id")
+        return _part(before, "snapshot").get("file_id")
 
     async def drop_snapshot(self, task: Task) -> None:
         """Forget a snapshot that cannot be read: the next attempt begins at the start. Raises LostTask."""
@@ -425,8 +488,7 @@ class Tasks:
         if status is TaskStatus.FAILED:
             fields |= _COUNTED_FAULT
         update: list[Document] = [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
-        changed = await self._db.call(self._tasks.update_one, self._fence(task), update, session=session)
-        if changed.matched_count:
+        if await self._end(self._fence(task), update, session):
             return True
         # Only the owner of an attempt ends it as SUCCEEDED, so one that stands there is this attempt's own.
         ended = {
@@ -438,6 +500,18 @@ class Tasks:
         if await self._db.call(self._tasks.find_one, ended, {"_id": True}, session=session) is None:
             raise LostTask(task.task_id)
         return False
+
+    async def refuse(self, claimed: Document, owner: str, error: TaskError) -> None:
+        """End a document that `claim` gave to `owner`, and that is no task: FAILED. Nothing happens if it is gone."""
+        fields: Document = {
+            "status": TaskStatus.FAILED.name,
+            "end_time": "$$NOW",
+            "error_code": int(error.code),
+            "error": _literal(error.document()),
+            "history": _history(TaskStatus.FAILED.name, attempt="$attempt"),
+        }
+        fence = named(claimed["_id"], {"owner": owner, "status": TaskStatus.RUNNING.name})
+        await self._end(fence, [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}])
 
     async def release(self, task: Task, reason: str, *, delay: float = 0) -> None:
         """Give the task back without blame (drain, preemption, database away): PENDING, due in `delay` seconds.
@@ -469,7 +543,7 @@ class Tasks:
 
     async def expired(self) -> list[Expired]:
         """Running tasks whose lease is over."""
-        cursor = self._tasks.find(
+        cursor = self._raw.find(
             {
                 "status": TaskStatus.RUNNING.name,
                 **_IN_QUEUE_INDEX,
@@ -478,49 +552,48 @@ class Tasks:
             {"task_id": True, "owner": True, "attempt": True},
         )
         return [
-            Expired(found["_id"], found.get("task_id"), str(found.get("owner")), found.get("attempt", 0))
-            for found in await self._db.call(cursor.to_list)
+            Expired(found["_id"], found.get("task_id"), found.get("owner"), found.get("attempt"))
+            for found in map(readable, await self._db.call(cursor.to_list))
         ]
 
     async def recover(self, lost: Expired) -> Waiting:
         """Take a task from a worker that stopped renewing: PENDING again, or FAILED. Raises LostTask if it renewed."""
-        fence = {
-            "_id": lost.key,
-            "status": TaskStatus.RUNNING.name,
-            "owner": lost.owner,
-            "attempt": lost.attempt,
-            "$expr": {"$and": [_ADMITTED["$expr"], self._lease_over()]},
-        }
+        fence = named(
+            lost.key,
+            {
+                "status": TaskStatus.RUNNING.name,
+                # Compared as values, whatever stands there: a document or a pattern would be a question of its own.
+                "owner": {"$eq": lost.owner},
+                "attempt": {"$eq": lost.attempt},
+                "$expr": {"$and": [_ADMITTED["$expr"], self._lease_over()]},
+            },
+        )
         error = TaskError(
-            "lost_worker", f"worker {lost.owner} stopped renewing its lease during attempt {lost.attempt}"
+            "lost_worker", f"worker {shown(lost.owner)} stopped renewing its lease in attempt {shown(lost.attempt)}"
         )
         return await self._fault(fence, lost.attempt, error, None, None, worker_lost=True)
 
     async def cancel_waiting(self, key: Any = None) -> int:
         """End PENDING tasks whose client asked for that: the one with this `_id`, or all. Returns how many."""
-        only = {} if key is None else {"_id": key}
-        ended = await self._db.call(
-            self._tasks.update_many,
-            {"status": TaskStatus.PENDING.name, "cancel_requested": True, **_IN_QUEUE_INDEX, **_ADMITTED, **only},
-            [
-                {
-                    "$set": {
-                        "status": TaskStatus.CANCELLED.name,
-                        "end_time": "$$NOW",
-                        # Instead of that of an attempt before, if there was one.
-                        "error": _literal(CANCELLED.document()),
-                        "error_code": int(CANCELLED.code),
-                        "history": _history(TaskStatus.CANCELLED.name, attempt="$attempt"),
-                    }
-                },
-                {"$unset": ["not_before"]},
-            ],
-        )
-        return ended.modified_count
+        asked = {"status": TaskStatus.PENDING.name, "cancel_requested": True, **_IN_QUEUE_INDEX, **_ADMITTED}
+        keys = [key]
+        if key is None:
+            cursor = self._raw.find(asked, {"_id": True})
+            keys = [readable(document)["_id"] for document in await self._db.call(cursor.to_list)]
+        fields = {
+            "status": TaskStatus.CANCELLED.name,
+            "end_time": "$$NOW",
+            # Instead of that of an attempt before, if there was one.
+            "error": _literal(CANCELLED.document()),
+            "error_code": int(CANCELLED.code),
+            "history": _history(TaskStatus.CANCELLED.name, attempt="$attempt"),
+        }
+        # One by one: an update of all would end at the first that has no room for its end.
+        return sum([await self._end(named(key, asked), [{"$set": fields}, {"$unset": ["not_before"]}]) for key in keys])
 
     async def files_named(self, task_ids: Sequence[Any], message_ids: Sequence[str]) -> set[str]:
         """Hex ids of all files that these tasks name, and of these messages those that any task names."""
-        named: set[str] = set()
+        names: set[str] = set()
         cursor = self._tasks.find(
             {"$or": [{"task_id": {"$in": list(task_ids)}}, {"json_mongodb_id": {"$in": list(message_ids)}}]},
             {"snapshot.file_id": True, "json_mongodb_id": True, "result.reports": True},
@@ -528,10 +601,10 @@ class Tasks:
         async with aclosing(self._db.batches(cursor)) as batches:
             async for batch in batches:
                 for document in batch:
-                    reports = (document.get("result") or {}).get("reports") or {}
-                    snapshot = (document.get("snapshot") or {}).get("file_id")
-                    named.update(map(str, (snapshot, document.get("json_mongodb_id"), *reports.values())))
-        return named
+                    reports = _part(_part(document, "result"), "reports")
+                    snapshot = _part(document, "snapshot").get("file_id")
+                    names.update(map(str, (snapshot, document.get("json_mongodb_id"), *reports.values())))
+        return names
 
     # ---- shared pieces
 
@@ -546,24 +619,44 @@ class Tasks:
 
     def _lease_over(self) -> Document:
         # The status says RUNNING: a lease that is missing was forged away, and is over.
-        return {"$lt": [{"$ifNull": ["$lease_renewed_at", "$create_time"]}, {"$subtract": ["$$NOW", self._lease_ms]}]}
+        # So was one that is no date, or lies in the future by more than the clocks of two servers can differ.
+        renewed = {"$ifNull": ["$lease_renewed_at", "$create_time"]}
+        held = [
+            {"$gte": [renewed, {"$subtract": ["$$NOW", self._lease_ms]}]},
+            {"$lte": [renewed, {"$add": ["$$NOW", self._lease_ms]}]},
+        ]
+        return {"$not": [{"$and": held}]}
 
     async def _fenced(self, task: Task, update: Document | list[Document]) -> None:
         changed = await self._db.call(self._tasks.update_one, self._fence(task), update)
         if not changed.matched_count:
             raise LostTask(task.task_id)
 
+    async def _end(
+        self, fence: Mapping[str, Any], update: list[Document], session: AsyncClientSession | None = None
+    ) -> bool:
+        """Make an update that ends a task; False if none meets the fence."""
+        try:
+            changed = await self._db.call(self._tasks.update_one, fence, update, session=session)
+        except StoreError as failure:
+            # Filled by hand since it was admitted. A transaction is over now; its end in another state will fit.
+            if session is not None or not _too_large(failure):
+                raise
+            whole = [{"$set": {"admitted_id": "$_id"}}]
+            changed = await self._db.call(self._tasks.update_one, fence, [_ONLY_WHAT_ENDED, *whole, *update])
+        return bool(changed.matched_count)
+
     async def _fault(
         self,
-        fence: Document,
-        attempt: int,
+        fence: Mapping[str, Any],
+        attempt: Any,
         error: TaskError,
         delay: float | None,
         batch_size_limit: int | None,
         *,
         worker_lost: bool = False,
     ) -> Waiting:
-        over: Document = {"$gte": ["$failures", "$max_attempts"]}
+        over: Document = {"$gte": ["$failures", _count("max_attempts", 0)]}
         doubling = {"$min": [300_000, {"$multiply": [1000, {"$pow": [2, {"$subtract": ["$failures", 1]}]}]}]}
         fields: Document = {
             "status": {"$cond": [over, TaskStatus.FAILED.name, TaskStatus.PENDING.name]},
@@ -571,7 +664,7 @@ class Tasks:
             "error_code": int(error.code),
             "history": _history(
                 {"$cond": [over, TaskStatus.FAILED.name, TaskStatus.PENDING.name]},
-                attempt=attempt,
+                attempt=_literal(attempt),
                 reason=_literal(f"{error.kind}: {error.message}"[:300]),
             ),
             # Adding a missing field's value to a document is how a pipeline leaves a field out.
@@ -585,17 +678,35 @@ class Tasks:
         if worker_lost:
             # A task that kills its worker takes those beside it along, and each of them is counted a fault. The last
             # attempt shows which one it was.
-            fields["runs_alone"] = {"$gte": ["$failures", {"$subtract": ["$max_attempts", 1]}]}
-        after = await self._db.call(
-            self._tasks.find_one_and_update,
-            fence,
-            [{"$set": _COUNTED_FAULT}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}],
-            projection={"status": True, "failures": True},
-            return_document=ReturnDocument.AFTER,
-        )
+            fields["runs_alone"] = {"$gte": ["$failures", {"$subtract": [_count("max_attempts", 0), 1]}]}
+        update: list[Document] = [{"$set": _COUNTED_FAULT}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
+        try:
+            after = await self._db.call(
+                self._tasks.find_one_and_update,
+                fence,
+                update,
+                projection={"_id": False, "status": True, "failures": True},
+                return_document=ReturnDocument.AFTER,
+            )
+        except StoreError as failure:
+            if not _too_large(failure):
+                raise
+            fields |= {"status": TaskStatus.FAILED.name, "end_time": "$$NOW", "not_before": "$$REMOVE"}
+            after = {"status": "FAILED", "failures": 0} if await self._end(fence, update) else None
         if after is None:
-            raise LostTask(str(fence["_id"]))
+            raise LostTask(str(dict(fence).get("_id")))
         return Waiting(after["status"], after["failures"])
+
+
+def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = document.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _runnable(claimed: RawBSONDocument) -> Document:
+    """A claimed document; of one that admission never saw, since it would have rejected its `_id`, only that."""
+    document = readable(claimed)
+    return {"_id": document["_id"]} if isinstance(document["_id"], Unnameable) else document
 
 
 def _fits(kind: str, number: int) -> Document:

@@ -14,7 +14,7 @@ from handlers.store import Store
 from handlers.store.database import Document, StoreError
 from schemas.enums import END_STATES
 from schemas.numbers import bson_uint64
-from service.cli.show import part, printable, progress_text, state
+from service.cli.show import number, part, printable, progress_text, state
 
 #: Seconds between two looks; a local server answers in a millisecond.
 _POLL_SECONDS = 0.5
@@ -58,21 +58,21 @@ def task_reporter(console: Console, *, quiet: bool = False) -> Iterator[OnDocume
     """What to call with each look at a task; `quiet` says nothing where there is no terminal."""
     if console.is_terminal:
         with _bar(console) as bar:
-            rows: dict[Any, Any] = {}
+            rows: dict[str, Any] = {}
 
             def show(document: Document) -> None:
-                key = document["_id"]
+                key = str(document["_id"])
                 if key not in rows:
                     rows[key] = bar.add_task("", total=None, detail="")
                 progress = part(document, "progress")
-                total = progress.get("max_num_iters") if progress.get("iteration") else None
+                total = number(progress.get("max_num_iters")) if progress.get("iteration") else None
                 if state(document) == "SUCCEEDED":
                     total = total or 1
                 bar.update(
                     rows[key],
                     description=printable(f"{document.get('task_type')} {state(document)}"),
                     # The last progress of a task that succeeded may be older than its end.
-                    completed=total if state(document) == "SUCCEEDED" else progress.get("iteration", 0),
+                    completed=total if state(document) == "SUCCEEDED" else number(progress.get("iteration")),
                     total=total,
                     detail=printable(progress_text(document)),
                 )
@@ -89,12 +89,12 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._said: tuple[Any, Any, int] | None = None
+        self._said: tuple[str, str, float] | None = None
         self._at = 0.0
 
     def __call__(self, document: Document) -> None:
         progress = part(document, "progress")
-        now = (document["_id"], state(document), progress.get("iteration", 0))
+        now = (str(document["_id"]), state(document), number(progress.get("iteration")))
         new_state = self._said is None or self._said[:2] != now[:2]
         if new_state or (now != self._said and time.monotonic() >= self._at + _LINE_SECONDS):
             self._said, self._at = now, time.monotonic()

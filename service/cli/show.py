@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handlers.store.database import Document
+from schemas.task import admitted, same
 
 #: Colour of each state.
 _STYLES = {"SUCCEEDED": "green", "FAILED": "red", "REJECTED": "red", "CANCELLED": "yellow", "RUNNING": "cyan"}
@@ -61,15 +62,21 @@ def printable(value: Any) -> str:
 def state(document: Document) -> str:
     """The state of a task as its reader should see it: NEW until a worker has answered this very document."""
     # What a client wrote there, or copied from another document, is no answer.
-    if document.get("admitted_id") != document.get("_id"):
-        return "NEW"
-    return str(document.get("status"))
+    return str(document.get("status")) if admitted(document) else "NEW"
 
 
 def part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The document in field `name`; empty for anything else that a client wrote there."""
     value = document.get(name)
     return value if isinstance(value, Mapping) else {}
+
+
+def number(value: Any) -> float:
+    """`value` as a number that can be counted and compared; 0 for anything else, which somebody wrote by hand."""
+    if isinstance(value, Decimal128):
+        value = float(value.to_decimal()) if value.to_decimal().is_finite() else 0
+    plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if plain else 0
 
 
 def progress_text(document: Document) -> str:
@@ -83,7 +90,7 @@ def progress_text(document: Document) -> str:
         return ""
     parts = [f"{done}/{total}" if total else f"{done}"]
     if isinstance(progress.get("loss"), int | float):
-        parts.append(f"loss {progress['loss']:.3f}")
+        parts.append(f"loss {float(progress['loss']):.3f}")
     if isinstance(progress.get("images_per_second"), int | float):
         parts.append(f"{progress['images_per_second']:.1f} img/s")
     if isinstance(progress.get("eta_seconds"), int | float) and state(document) == "RUNNING":
@@ -98,7 +105,8 @@ def outcome_text(document: Document) -> str:
         return f"{error.get('kind')}: {error.get('message')}" if error else ""
     text = f"{result.get('model_name')}:{result.get('version')}"
     if metrics := part(result, "metrics"):
-        text += f" · mAP {metrics.get('map', 0):.3f} · mAP@.5 {metrics.get('map_50', 0):.3f} ({metrics.get('on')})"
+        scores = f"mAP {number(metrics.get('map')):.3f} · mAP@.5 {number(metrics.get('map_50')):.3f}"
+        text += f" · {scores} ({metrics.get('on')})"
     return text
 
 
@@ -115,22 +123,31 @@ def why_waiting(
         return "is being cancelled"
     not_before = document.get("not_before")
     if isinstance(not_before, datetime) and not_before > now:
-        return f"retry at {iso(not_before)} after {document.get('failures')} faults"
+        failures = document.get("failures")
+        return f"retry at {iso(not_before)}" + (f" after {failures} faults" if failures else "")
     if not workers:
         return "no worker is alive"
     params = part(document, "param_request")
-    kind, number = str(params.get("device_type")), params.get("device_num", 0)
-    if all(part(worker, "devices").get(kind, 0) < number for worker in workers):
-        return f"needs {number} {kind}; no live worker has them"
-    position = next((place for place, other in enumerate(queue, 1) if other["_id"] == document["_id"]), None)
+    kind, needed = str(params.get("device_type")), number(params.get("device_num"))
+    able = [worker for worker in workers if number(part(worker, "devices").get(kind)) >= needed]
+    if not able:
+        return f"needs {needed} {kind}; no live worker has them"
+    if all(worker.get("resting") is True for worker in able):
+        return "every worker that could take it rests after a fault of its machine (see its log)"
+    if document.get("runs_alone") is True:
+        return "waits for a worker that runs nothing else, since it has lost its worker before"
+    position = next((place for place, other in enumerate(queue, 1) if same(other["_id"], document["_id"])), None)
     return f"position {position} of {len(queue)} in the queue" if position else "in the queue"
 
 
 def queue_of(tasks: Iterable[Document]) -> list[Document]:
     """The PENDING ones of `tasks`, best first, as workers claim them."""
-    return sorted(
-        (task for task in tasks if state(task) == "PENDING"), key=lambda task: (-task["priority"], task["create_time"])
-    )
+    waiting = [task for task in tasks if state(task) == "PENDING"]
+    return sorted(waiting, key=lambda task: (-number(task.get("priority")), _moment(task.get("create_time"))))
+
+
+def _moment(time: Any) -> datetime:
+    return time if isinstance(time, datetime) else datetime.max.replace(tzinfo=UTC)
 
 
 def duration(seconds: float) -> str:
@@ -216,12 +233,16 @@ def task_table(task: Document, queue: Sequence[Document], workers: Sequence[Docu
             line(name, round(value, 2) if isinstance(value, float) else value)
         images = part(result, "images")
         line("images", f"{images.get('used')} used, {images.get('skipped')} skipped")
-        for note in result.get("notes") or ():
+        notes = result.get("notes")
+        for note in notes if isinstance(notes, list) else ():
             line("note", note)
         line("reports", ", ".join(part(result, "reports")))
-    for change in task["history"] if state(task) != "NEW" else ():
-        what = " ".join(f"{key}={value}" for key, value in change.items() if key not in ("at", "status"))
-        line("history", f"{iso(change['at'])} {change['status']} {what}")
+    history = task.get("history") if state(task) != "NEW" else None
+    for change in history if isinstance(history, list) else ():
+        if isinstance(change, Mapping):
+            what = " ".join(f"{key}={value}" for key, value in change.items() if key not in ("at", "status"))
+            at = change.get("at")
+            line("history", f"{iso(at) if isinstance(at, datetime) else at} {change.get('status')} {what}")
     return made
 
 
@@ -229,11 +250,12 @@ def classes_table(metrics: Mapping[str, Any]) -> Table:
     """Average precision of each class. Detections are left out: COCO counts those of the lowest score too."""
     rows = [
         [
-            entry["class_name"],
-            entry["instances"],
-            *("–" if entry[name] is None else f"{entry[name]:.3f}" for name in ("map", "map_50")),
+            entry.get("class_name"),
+            entry.get("instances"),
+            *("–" if entry.get(name) is None else f"{number(entry[name]):.3f}" for name in ("map", "map_50")),
         ]
         for entry in metrics.get("per_class", ())
+        if isinstance(entry, Mapping)
     ]
     return table(("CLASS", "BOXES", "mAP", "mAP@.5"), rows)
 

@@ -150,7 +150,7 @@ def wait(task_id: TaskId, as_json: AsJson = False) -> None:
     else:
         console.print(Text(printable(f"{state(document)} {outcome_text(document)}".rstrip())), soft_wrap=True)
         metrics = part(part(document, "result"), "metrics")
-        if metrics.get("per_class"):
+        if isinstance(metrics.get("per_class"), list):
             console.print(classes_table(metrics))
     raise typer.Exit(0 if state(document) == "SUCCEEDED" else 1)
 

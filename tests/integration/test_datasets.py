@@ -140,13 +140,13 @@ async def test_an_interrupted_import_goes_on(store: Store, db: Db, tmp_path: Pat
 
 
 async def test_an_import_removes_what_an_earlier_one_left_half(store: Store, db: Db, tmp_path: Path) -> None:
-    """Chunks without a file, once they are a day old: a crash leaves them, and an upload that goes on has them too."""
+    """Chunks without a file, a day after an import noted that: a crash leaves them, and one under way has them too."""
     coco_folder(tmp_path, ["x.png"])
     cut_off, under_way = ObjectId(), ObjectId()
-    long_ago = ObjectId.from_datetime(datetime(2020, 1, 1, tzinfo=UTC))
+    noted = {"orphan_since": datetime(2020, 1, 1, tzinfo=UTC)}
     # With the index that every driver makes before the first chunk.
     db["images.chunks"].create_index([("files_id", 1), ("n", 1)], unique=True)
-    db["images.chunks"].insert_many([{"_id": long_ago, "files_id": cut_off, "n": 0}, {"files_id": under_way, "n": 0}])
+    db["images.chunks"].insert_many([{"files_id": cut_off, "n": 0, **noted}, {"files_id": under_way, "n": 0}])
     assert (await bring_in(store, open_source("coco", tmp_path, None, None))).images == 1
     image = db.IMG_INFO.find_one()
     assert image is not None

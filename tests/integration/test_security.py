@@ -1,6 +1,7 @@
 """MongoDB as it is run in earnest: TLS, users, the least privileges; and what must not get out of the service."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -201,7 +202,7 @@ def test_an_authority_that_cannot_be_read(secured: Secured, env: dict[str, str],
 def test_no_tls(secured: Secured, env: dict[str, str]) -> None:
     """The server closes the connection without a word, so the message says what that can mean."""
     said = reason(env, uri_of(secured, "worker").partition("&tls=")[0])
-    assert "connection closed" in said
+    assert re.search("closed|reset", said)
     assert "tls=true" in said
 
 
@@ -292,10 +293,13 @@ def test_the_service_under_the_least_privileges(
     assert first.stop() == 0
 
     # What a crash leaves, for the next service's janitor. Not earlier: a bucket's first file makes its indexes.
-    orphan = {"uploadDate": trained["create_time"].replace(year=2020), "metadata": {"task_id": 99}, "length": 0}
+    long_ago = trained["create_time"].replace(year=2020)
+    orphan = {"uploadDate": long_ago, "metadata": {"task_id": 99, "orphan_since": long_ago}, "length": 0}
     for bucket in ("messages", "models", "reports"):
         db[f"{bucket}.files"].insert_one({**orphan, "filename": "orphan", "chunkSize": 1})
-        db[f"{bucket}.chunks"].insert_one({"_id": ObjectId("5" * 24), "files_id": ObjectId(), "n": 0, "data": b""})
+    for bucket in ("messages", "models", "reports", "images"):
+        chunk = {"_id": ObjectId("5" * 24), "files_id": ObjectId(), "n": 0, "data": b"", "orphan_since": long_ago}
+        db[f"{bucket}.chunks"].insert_one(chunk)
     second = serve()
     resumed = ended(db, 7)
     assert (resumed["status"], resumed["attempt"]) == ("SUCCEEDED", 2)
@@ -303,6 +307,7 @@ def test_the_service_under_the_least_privileges(
     wait_for(lambda: '"files": 6, "event": "orphaned files removed"' in second.log.read_text())
     assert second.stop() == 0
     db.command("profile", 0)
+    assert db["images.chunks"].count_documents({"_id": ObjectId("5" * 24)}) == 1
 
     assert refusals(secured) == refused
     logs = first.log.read_text() + second.log.read_text()
@@ -493,8 +498,9 @@ def assert_nothing_secret(pid: int, port: int) -> None:
     """No part of a password in environment or arguments, and no connection to MongoDB."""
     environ = Path(f"/proc/{pid}/environ").read_bytes().decode()
     said = environ + Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-    assert not PARTS.search(said), said
-    assert f":{port}" not in said
+    # Only what was found is shown: the rest is the environment of whoever runs the tests.
+    found = [*PARTS.findall(said), *re.findall(f":{port}", said)]
+    assert not found
     names = {entry.partition("=")[0] for entry in environ.split("\0")}
     assert not names & {"MONGODB_URI", "BACKUP_TARGET", "AWS_SECRET_ACCESS_KEY", "HTTPS_PROXY"}
     assert not any(name.startswith("DLTASK_") for name in names)
@@ -550,7 +556,33 @@ def test_no_credentials_reach_the_real_child(secured: Secured, serve: Serve) -> 
     assert_nothing_secret(child, secured.port)
 
 
-# ---- names
+# ---- files and names
+
+
+def test_an_exchanged_model_is_not_run(
+    db: Db, images: list[ObjectId], serve: Serve, dltask: Dltask, tmp_path: Path
+) -> None:
+    """Neither tested nor exported, if its bytes are not those that were registered, and the file says they are."""
+    serve()
+    db.DL_TASK.insert_one(train_request(1))
+    assert ended(db, 1)["status"] == "SUCCEEDED"
+    registered = db.DL_MODEL.find_one({"task_id": 1})
+    assert registered is not None
+    devil, file_id = b"no real devil", registered["file_id"]
+    db["models.chunks"].update_one({"files_id": file_id}, {"$set": {"data": devil}})
+    forged = {"metadata.sha256": hashlib.sha256(devil).hexdigest()}
+    db["models.files"].update_one({"_id": file_id}, {"$set": forged})
+    test = {"task_id": 2, "task_type": "TEST", "img_mongodb_ids": images}
+    db.DL_TASK.insert_one({**test, "param_request": {"model_name": "ok", "device_type": "CPU"}})
+    failed = ended(db, 2)
+    assert (failed["status"], failed["error_code"], failed["error"]["kind"]) == ("FAILED", 8, "model")
+    assert f"expected {registered['sha256']}" in failed["error"]["message"]
+    # No child was given it: the only one so far is that of the training.
+    assert len((tmp_path / "children.jsonl").read_text().splitlines()) == 1
+    code, out, err = dltask("client", "models", "export", "ok", tmp_path / "model")
+    assert (code, out) == (2, "")
+    assert "is damaged" in err
+    assert not (tmp_path / "model" / "model.onnx").exists()
 
 
 def test_hostile_names_stay_in_the_folder(db: Db, dltask: Dltask, tmp_path: Path) -> None:
@@ -569,7 +601,7 @@ def test_hostile_names_stay_in_the_folder(db: Db, dltask: Dltask, tmp_path: Path
 
     file_id = GridFSBucket(db, "models").upload_from_stream("../../escaped.onnx", b"model")
     model = {"version": 1, "file_id": file_id, "input_size": 320, "class_names": ["../a"]}
-    sha256 = "9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4"
+    sha256 = hashlib.sha256(b"model").hexdigest()
     db.DL_MODEL.insert_one({**model, "model_name": "../../escaped", "sha256": sha256})
     for reference in ("../../escaped", "/etc/passwd"):
         code, out, err = dltask("client", "models", "export", reference, folder)

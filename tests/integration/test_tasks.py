@@ -172,17 +172,6 @@ async def test_a_forged_waiting_task_is_not_claimed_before_admission(store: Stor
     assert [k async for k in store.tasks.copied_keys()] == []
 
 
-async def test_a_document_changed_by_hand_does_not_stop_the_queue(store: Store, db: Db) -> None:
-    """Its count or its history is none any more: it stays where it is, and those after it are claimed."""
-    for task_id, change in enumerate(({"attempt": "x"}, {"attempt": None}, {"history": "x"}, {"history": {}})):
-        key = await pending(store, db, task_id, priority=9)
-        db.DL_TASK.update_one({"_id": key}, {"$set": change})
-    await pending(store, db, 7)
-    task = await claim(store)
-    assert task is not None
-    assert task.task_id == 7
-
-
 async def test_twenty_claimers_claim_no_task_twice(store: Store, db: Db) -> None:
     """Many claimers at once over a queue: each task once, with attempt 1."""
     db.DL_TASK.insert_many([{"task_id": Int64(number)} for number in range(100)])

@@ -23,7 +23,7 @@ from schemas.enums import (
 from schemas.message import MIN_IMAGES_FOR_VALIDATION, RequestMessage, choose_validation, from_coco, to_coco
 from schemas.numbers import DOUBLE_EXACT_MAX, INT64_MAX, UINT64_MAX, bson_uint64, whole_number
 from schemas.params import ParamClass, ParamError, check_params, split_model_name, stored_params
-from schemas.task import TaskRequest, object_id, plain_task_id
+from schemas.task import TaskRequest, object_id
 
 # ---- names, values, defaults
 
@@ -316,7 +316,7 @@ def test_uint64_is_stored_and_read_back(number: int) -> None:
     """Int64 up to 2^63-1, Decimal128 above."""
     stored = bson_uint64(number)
     assert isinstance(stored, Int64 if number <= INT64_MAX else Decimal128)
-    assert plain_task_id(stored) == number
+    assert whole_number(stored) == number
 
 
 # ---- ids and names

@@ -16,6 +16,7 @@ import onnxruntime
 from drawn import CLASSES, make_job, parse_events, write_job
 
 from handlers.detection.job import Failed, Job, Measured, Note, Progress, Snapshot, Started, Stopped, Trained
+from tests.disks import small_disk
 
 COMMAND = (sys.executable, "-m", "handlers.detection")
 
@@ -143,6 +144,19 @@ def test_a_loss_that_is_not_finite_names_iteration_and_images(tmp_path: Path) ->
 def test_a_batch_beyond_all_memory(tmp_path: Path) -> None:
     """Is said to be one, before the machine is brought down."""
     assert failure(tmp_path, make_job(tmp_path, 4, batch_size=4_000_000_000)).kind == "memory"
+
+
+def test_a_full_disk_is_the_machines_fault(tmp_path: Path) -> None:
+    """Another machine may do better. No half snapshot is announced."""
+    job = make_job(tmp_path, 4, max_num_iters=1)
+    with small_disk(tmp_path / "disk", 4) as disk:
+        code, events, err = run(write_job(tmp_path, job.model_copy(update={"out": disk / "out"})))
+    assert code == 1, err
+    failed = events[-1]
+    assert isinstance(failed, Failed)
+    assert failed.kind == "machine"
+    assert "No space left on device" in failed.message
+    assert not any(isinstance(event, Snapshot) for event in events)
 
 
 def test_a_message_that_is_none(tmp_path: Path) -> None:

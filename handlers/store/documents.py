@@ -1,0 +1,85 @@
+"""Task documents as they come: read without trust, since the server takes what no driver can read or write again."""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import bson
+from bson.errors import BSONError, InvalidBSON
+from bson.raw_bson import RawBSONDocument
+
+from handlers.store.database import CODEC, Document
+
+#: Bytes of an `_id` of each fixed size; the others that the server takes have none (MinKey), or begin with their size.
+_FIXED = {1: 8, 7: 12, 8: 1, 9: 8, 16: 4, 17: 8, 18: 8, 19: 16}
+#: What such a size leaves out.
+_BESIDE_SIZE = {2: 4, 3: 0, 5: 5, 12: 16, 13: 4, 14: 4, 15: 0}
+
+#: Where the value of the first element of a document begins, if that is `_id`, as the server sees to.
+_VALUE_AT = 9
+
+
+@dataclass(frozen=True)
+class Unnameable:
+    """An `_id` that a driver cannot write again as it stands there: text that is not UTF-8, a binary that lies about
+    its length, a key that comes twice. `named` finds its document all the same.
+    """
+
+    #: The BSON element.
+    element: bytes
+
+
+class _Once(dict[str, Any]):
+    """A document in which no field may come twice: which one counts would be every reader's own guess."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name in self:
+            raise InvalidBSON(f"field {name!r:.80} comes twice")
+        super().__setitem__(name, value)
+
+
+_STRICT: bson.CodecOptions[Any] = CODEC.with_options(document_class=_Once)
+
+
+def strictly(data: bytes) -> Document:
+    """The document in `data`. Raises InvalidBSON where drivers would not agree on what stands there."""
+    document: Document = bson.decode(data, _STRICT)
+    return document
+
+
+def readable(raw: RawBSONDocument) -> Document:
+    """The document; of one that is no valid BSON nothing but its `_id`, which may be Unnameable."""
+    data = bytes(raw.raw)
+    key = _key(data)
+    try:
+        return {**bson.decode(data, CODEC), "_id": key}
+    except BSONError:
+        return {"_id": key}
+
+
+def _key(data: bytes) -> Any:
+    kind = data[4]
+    size = _FIXED.get(kind, 0)
+    if kind in _BESIDE_SIZE:
+        size = struct.unpack_from("<i", data, _VALUE_AT)[0] + _BESIDE_SIZE[kind]
+    element = data[4 : _VALUE_AT + size]
+    alone = _document(element)
+    try:
+        key = bson.decode(alone, CODEC)["_id"]
+        if bson.encode({"_id": key}) == alone:
+            return key
+    except (BSONError, OverflowError):
+        pass
+    return Unnameable(element)
+
+
+def named(key: Any, conditions: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The filter for the document with this `_id`, if it meets `conditions`."""
+    if isinstance(key, Unnameable):
+        return RawBSONDocument(_document(key.element + bson.encode(conditions)[4:-1]))
+    return {"_id": key, **conditions}
+
+
+def _document(elements: bytes) -> bytes:
+    return struct.pack("<i", len(elements) + 5) + elements + b"\x00"

@@ -1,0 +1,166 @@
+"""Admitted documents that somebody changed by hand: they end with a reason, and stop no other."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import bson
+import pytest
+from bson import Decimal128, ObjectId, Regex
+from pymongo.database import Database
+
+from handlers.store import Store
+from handlers.store.tasks import Expired, TaskError
+from schemas.enums import TaskStatus
+from schemas.task import Task
+from tests.helpers import Service, ended, running, train_request, wait_for
+from tests.integration.test_tasks import claim, pending
+
+Db = Database[dict[str, Any]]
+ERROR = TaskError("child_died", "it died")
+
+
+def document(db: Db, key: Any) -> dict[str, Any]:
+    """The document with this `_id`."""
+    found = db.DL_TASK.find_one({"_id": key})
+    assert found is not None
+    return found
+
+
+NO_TASKS: list[dict[str, Any]] = [
+    {"attempt": "x"},
+    {"attempt": [1]},
+    {"attempt": 2**63 - 1},
+    {"attempt": None},
+    {"attempt": float("nan")},
+    {"param_request": {"device_type": "CPU", "device_num": [1]}},
+    {"param_request.model_name": "../x"},
+    {"param_request.net_model": "x"},
+    {"task_type": "x"},
+    {"task_id": Decimal128("Infinity")},
+    {"task_id": "x"},
+    {"snapshot": "x"},
+    {"batch_size_limit": 2**62},
+    {"split": "test"},
+    {"create_time": "x"},
+    {"create_time": None},
+]
+
+
+@pytest.mark.parametrize("change", NO_TASKS, ids=str)
+async def test_one_that_is_no_task_any_more(store: Store, db: Db, change: dict[str, Any]) -> None:
+    """A claim takes it as any other; it is ended with a reason, and the one after it is claimed."""
+    key = await pending(store, db, 1, priority=9)
+    db.DL_TASK.update_one({"_id": key}, {"$set": change})
+    await pending(store, db, 7)
+    claimed = await store.tasks.claim("w", {"CPU": 1})
+    assert claimed is not None
+    assert claimed["_id"] == key
+    with pytest.raises(ValueError, match=r"\w") as raised:
+        Task.from_document(claimed)
+    await store.tasks.refuse(claimed, "w", TaskError("document", str(raised.value)))
+    found = document(db, key)
+    assert (found["status"], found["error"]["kind"]) == ("FAILED", "document")
+    assert found["end_time"]
+    assert "owner" not in found
+    task = await claim(store)
+    assert task is not None
+    assert task.task_id == 7
+
+
+@pytest.mark.parametrize("value", ["x", {}, None, 5, [1], float("nan")], ids=str)
+@pytest.mark.parametrize("end", ["succeed", "fail", "retry", "recover", "cancel"])
+async def test_any_value_where_an_update_counts_or_appends(store: Store, db: Db, value: Any, end: str) -> None:
+    """`history`, `failures`, `max_attempts`, `progress` and times of any type: the task gets to its next state."""
+    key = await pending(store, db, 1)
+    names = ("history", "failures", "max_attempts", "not_before", "start_time")
+    change = {"$set": dict.fromkeys(names, value)}
+    db.DL_TASK.update_one({"_id": key}, {"$set": {"progress": value}})
+    db.DL_TASK.update_one({"_id": key}, change)
+    assert await store.tasks.head("CPU", 1, 0) is not None
+    if end == "cancel":
+        db.DL_TASK.update_one({"_id": key}, {"$set": {"cancel_requested": True}})
+        assert await store.tasks.cancel_waiting() == 1
+    else:
+        task = await claim(store)
+        assert task is not None
+        await store.tasks.renew(task, {"iteration": 1, "max_num_iters": 2**64 - 1})
+        db.DL_TASK.update_one({"_id": key}, change)
+        if end == "succeed":
+            await store.tasks.finish(task, TaskStatus.SUCCEEDED, result={})
+        elif end == "fail":
+            await store.tasks.finish(task, TaskStatus.FAILED, error=ERROR)
+        elif end == "retry":
+            await store.tasks.retry(task, ERROR)
+        else:
+            # Without a lease the time of admission counts.
+            times = {"lease_renewed_at": value, "create_time": datetime(2020, 1, 1, tzinfo=UTC)}
+            db.DL_TASK.update_one({"_id": key}, {"$set": times})
+            (lost,) = await store.tasks.expired()
+            await store.tasks.recover(lost)
+    found = document(db, key)
+    expected = {"succeed": "SUCCEEDED", "cancel": "CANCELLED", "fail": "FAILED"}
+    # Five faults of five are used up, and so is a count that is none.
+    assert found["status"] == expected.get(end, "FAILED")
+    assert isinstance(found["history"], list)
+
+
+@pytest.mark.parametrize("value", ["x", {"$gt": 0}, [1], None, float("nan"), Regex("."), 7], ids=str)
+async def test_a_lost_task_whose_owner_and_attempt_are_none(store: Store, db: Db, value: Any) -> None:
+    """They are compared as values, so it is taken back; and a lease that ends in years is no lease."""
+    key = await pending(store, db, 1)
+    assert await claim(store) is not None
+    ahead = datetime.now(UTC) + timedelta(days=999)
+    db.DL_TASK.update_one({"_id": key}, {"$set": {"owner": value, "attempt": value, "lease_renewed_at": ahead}})
+    (lost,) = await store.tasks.expired()
+    await store.tasks.recover(lost)
+    assert document(db, key)["status"] == "PENDING"
+
+
+@pytest.mark.parametrize("end", ["fail", "recover", "retry", "cancel"])
+async def test_a_full_document(store: Store, db: Db, end: str) -> None:
+    """Filled by hand to 16 MB while it waits or runs: it ends all the same, and keeps what identifies it."""
+    key = await pending(store, db, 1)
+    task = None if end == "cancel" else await claim(store)
+    fields = {"cancel_requested": end == "cancel", "junk": "", "lease_renewed_at": datetime(2020, 1, 1, tzinfo=UTC)}
+    db.DL_TASK.update_one({"_id": key}, {"$set": fields})
+    room = 16 * 1024 * 1024 - len(bson.encode(document(db, key)))
+    db.DL_TASK.update_one({"_id": key}, {"$set": {"junk": "x" * (room - 10)}})
+    if task is None:
+        assert await store.tasks.cancel_waiting() == 1
+    elif end == "fail":
+        await store.tasks.finish(task, TaskStatus.FAILED, error=ERROR)
+    elif end == "retry":
+        assert (await store.tasks.retry(task, ERROR)).status == "FAILED"
+    else:
+        await store.tasks.recover(Expired(key, task.task_id, task.owner, task.attempt))
+    found = document(db, key)
+    assert (found["status"], found["task_id"]) == ("CANCELLED" if end == "cancel" else "FAILED", 1)
+    assert found["admitted_id"] == key
+    assert found["end_time"]
+    assert "junk" not in found
+
+
+def test_a_running_document_is_replaced(serve: Callable[..., Service], db: Db, image_ids: list[ObjectId]) -> None:
+    """By its client, under the same `_id`: a new task. The old attempt ends, although the new one has its number."""
+    service = serve(cpu_devices=2)
+    db.DL_TASK.insert_one(train_request(1, iterations=5000))
+    key = running(db, 1)["_id"]
+    db.DL_TASK.replace_one({"_id": key}, train_request(1, iterations=5))
+    assert ended(db, 1)["progress"]["max_num_iters"] == 5
+    found = document(db, key)
+    assert (found["status"], found["attempt"]) == ("SUCCEEDED", 1)
+    assert found["result"]["iterations"] == 5
+    wait_for(lambda: "task lost to another worker" in service.log.read_text())
+    assert service.stop() == 0
+    assert "Traceback" not in service.log.read_text()
+
+
+def test_the_largest_number_of_iterations(serve: Callable[..., Service], db: Db, image_ids: list[ObjectId]) -> None:
+    """2^64-1 is no int of BSON's: its progress is told all the same, and the worker lives."""
+    service = serve()
+    db.DL_TASK.insert_one(train_request(1, iterations=Decimal128(str(2**64 - 1))))
+    wait_for(lambda: running(db, 1)["progress"]["iteration"] > 0)
+    db.DL_TASK.update_one({"task_id": 1}, {"$set": {"cancel_requested": True}})
+    assert ended(db, 1)["status"] == "CANCELLED"
+    assert service.stop() == 0
