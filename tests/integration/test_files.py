@@ -72,7 +72,7 @@ def register(db: Db, task_id: int, data: bytes, **fields: Any) -> str:
     return str(model["model_name"])
 
 
-def testing_request(task_id: int, model_name: str) -> dict[str, Any]:
+def request_of_test(task_id: int, model_name: str) -> dict[str, Any]:
     params = {"model_name": model_name, "device_type": "CPU"}
     return {"task_id": task_id, "task_type": "TEST", "dataset": "toy", "split": "train", "param_request": params}
 
@@ -90,8 +90,8 @@ def test_damaged_images_are_skipped_with_the_reason(db: Db, serve: Serve, tmp_pa
     name = register(db, 1, write_model(tmp_path / "model.onnx").read_bytes())
     register(db, 2, b"not a model, but the file that was registered")
     serve(child_command=f"{sys.executable} -m handlers.detection")
-    db.DL_TASK.insert_one(testing_request(1, name))
-    db.DL_TASK.insert_one(testing_request(2, "m2"))
+    db.DL_TASK.insert_one(request_of_test(1, name))
+    db.DL_TASK.insert_one(request_of_test(2, "m2"))
     document = ended(db, 1, seconds=120)
     assert document["status"] == "SUCCEEDED", document["error"]
     used = document["result"]["images"]
@@ -115,9 +115,9 @@ def test_a_damaged_model_fails_the_test(db: Db, serve: Serve, image_ids: list[Ob
             model = db.DL_MODEL.find_one({"model_name": name})
             assert model is not None
             damage(db, "models", model["file_id"])
-        db.DL_TASK.insert_one(testing_request(number, name))
+        db.DL_TASK.insert_one(request_of_test(number, name))
     register(db, 100, b"other bytes", sha256="0" * 64)
-    db.DL_TASK.insert_one(testing_request(100, "m100"))
+    db.DL_TASK.insert_one(request_of_test(100, "m100"))
     assert ended(db, 0)["status"] == "SUCCEEDED"
     for number in [*range(1, len(DAMAGE) + 1), 100]:
         document = ended(db, number)
