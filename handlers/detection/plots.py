@@ -99,7 +99,7 @@ def training_curve(measurements: Sequence[Measured], path: Path) -> None:
 
 
 def _series(measurements: Sequence[Measured], name: str) -> tuple[Any, Any]:
-    points = sorted((m.iteration, m.values[name]) for m in measurements if math.isfinite(m.values.get(name, math.nan)))
+    points = sorted((m.iteration, m.values[name]) for m in measurements if name in m.values)
     return np.array([point[0] for point in points]), np.array([point[1] for point in points], np.float64)
 
 
