@@ -266,14 +266,15 @@ class LifeCycle(RuleBasedStateMachine):
     @step(
         pick=PICK,
         how=st.sampled_from(["cancel", "copy", "copy with its number", "replace", "delete", "forge", "forge"]),
-        status=st.sampled_from(["PENDING", "RUNNING", "SUCCEEDED", "CANCELLED", "nonsense", 7]),
+        status=st.sampled_from(["PENDING", "PENDING", "RUNNING", "SUCCEEDED", "nonsense", 7]),
         owner=st.sampled_from(["a", "b", None]),
         other=st.booleans(),
         admitted=MOSTLY,
     )
     def disturb(self, pick: int, how: str, status: Any, owner: Any, other: bool, admitted: bool) -> None:
         """What a client may do beside inserting."""
-        doc = self.there(pick, (lambda doc: not doc.admitted) if how == "forge" else lambda doc: True)
+        first = {"forge": lambda doc: not doc.admitted, "replace": lambda doc: doc.running}
+        doc = self.there(pick, first.get(how, lambda doc: True))
         if doc is None:
             return
         new = None
@@ -283,7 +284,7 @@ class LifeCycle(RuleBasedStateMachine):
             doc.there = False
             self.db.DL_TASK.delete_one({"_id": doc.key})
         elif how == "replace":
-            new = self.replaced(doc)
+            new, worker = self.replaced(doc), "ab".find(doc.owner or "?")
         elif how != "forge":
             new = self.copied(doc, same_number=how != "copy")
         elif not doc.admitted:
@@ -292,6 +293,11 @@ class LifeCycle(RuleBasedStateMachine):
             self.all.append(new)
             if admitted:
                 self.admit(new, 1)
+                if how == "replace" and worker >= 0:
+                    # By whoever has an attempt at the old one, which then asks whether it is still its own.
+                    self.claim(worker, {"CPU": 2, "GPU": 2}, idle=True)
+                    for held in [held for held in self.claimed if held.doc is doc]:
+                        self.fenced(held, self.stores[worker].tasks.renew, held.task, None)
 
     def copied(self, of: Doc, same_number: bool) -> Doc | None:
         """Inserted as a whole, with the state it is in and all that the service has written into it."""
@@ -332,10 +338,11 @@ class LifeCycle(RuleBasedStateMachine):
             "snapshot": {"file_id": ObjectId(), "iteration": 99, "sha256": "f"},
             "result": {"version": 99},
             "batch_size_limit": 1,
+            "cancel_requested": True,
             **self.fields(doc),
         }
         self.db.DL_TASK.update_one({"_id": doc.key}, {"$set": forged})
-        doc.frozen = self.stored(doc)
+        doc.frozen, doc.cancel = self.stored(doc), True
 
     def request_cancel(self, pick: int) -> None:
         """By number, of a task that is there or was."""
@@ -390,7 +397,7 @@ class LifeCycle(RuleBasedStateMachine):
         doc.change(status)
 
     @step(
-        when=lambda self: any(doc.waiting and doc.cancel for doc in self.all),
+        when=lambda self: any(doc.there and doc.cancel for doc in self.all),
         pick=PICK,
         every=st.booleans(),
         worker=WORKER,
