@@ -221,6 +221,7 @@ def outage(seconds: float) -> dict[str, Any]:
         for key in keys:
             bench.first(key, "RUNNING")
             owners.append(bench.history.records[key].owner)
+        time.sleep(5)
         bench.mongo.restart_all(away=seconds)
         time.sleep(2 * _LEASE_SECONDS)
         kept = [

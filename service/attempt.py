@@ -40,11 +40,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 RENEW_SECONDS = 2.0
 QUIET_RENEW_SECONDS = 10.0
 
-#: How often the server may refuse the last write of an attempt before its refusal is taken for an answer.
+#: How often the server may refuse what an attempt needs of it before its refusal is taken for an answer.
 _REFUSALS = 5
-
-#: Seconds until a task is tried again of which the database kept us from preparing the data.
-_DATABASE_DELAY = 5.0
 
 #: Notes kept for the result, and measurements that wait to be stored: a child gone wild makes more.
 _MAX_NOTES = 50
@@ -161,7 +158,8 @@ class Attempt:
                 self.machine_failed = error.kind == "disk_full"
                 await self._retry(TaskError(error.kind, str(error)), delay=error.delay)
             except StoreError as error:
-                await self._database_failed(error)
+                # Refused, again and again: whatever outage there was has been sat out.
+                await self._fail(TaskError("database", f"MongoDB refuses: {brief(error)}"))
             except OSError as error:
                 # A full disk, no more processes: this machine's fault, and another worker may do better.
                 self.machine_failed = True
@@ -178,13 +176,9 @@ class Attempt:
             log.error("task cannot be ended", reason=brief(error))  # noqa: TRY400
 
     async def _prepare_and_run(self) -> None:
-        self._folder.mkdir(parents=True)
         job: child_job.Job | None = None
         with self._preparing:
-            if self.task.task_type == "TRAIN":
-                job = await train.prepare(self._store, self._cache, self.task, self._folder, self.devices)
-            else:
-                job, self._model = await test.prepare(self._store, self._cache, self.task, self._folder, self.devices)
+            job = await self._insist(self._prepare)
         if job is None or self._ending is not None:
             return
         path = self._folder / "job.json"
@@ -203,6 +197,16 @@ class Attempt:
             if self._ending is not None:
                 self._stop(child)
             await self._listen(child)
+
+    async def _prepare(self) -> child_job.Job:
+        """Everything the child needs, in the attempt's folder."""
+        # What a try before this one, which the database did not let come to its end, has left.
+        await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
+        self._folder.mkdir(parents=True)
+        if self.task.task_type == "TRAIN":
+            return await train.prepare(self._store, self._cache, self.task, self._folder, self.devices)
+        job, self._model = await test.prepare(self._store, self._cache, self.task, self._folder, self.devices)
+        return job
 
     async def _listen(self, child: Child) -> None:
         """Take in what the child reports, until it ends or has made no progress for too long."""
@@ -302,20 +306,10 @@ class Attempt:
     async def _release_to_stop(self) -> None:
         # Not however long that takes: where the database is away, the lease does the same for the task a little later.
         with anyio.move_on_after(self._grace_seconds):
-            await self._write(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
+            await self._insist(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
             log.info("task released")
             return
         log.warning("task not released, its lease runs out", grace_seconds=self._grace_seconds)
-
-    async def _database_failed(self, error: StoreError) -> None:
-        """The database failed while the data was being prepared, or refused what came out."""
-        if refused(error):
-            await self._fail(TaskError("database", f"MongoDB refuses: {brief(error)}"))
-            return
-        # That it was away says nothing about the task, and counts as no fault of it.
-        reason = f"database: {brief(error)}"
-        await self._write(lambda: self._store.tasks.release(self.task, reason, delay=_DATABASE_DELAY))
-        log.warning("task back in the queue", kind="database", reason=brief(error))
 
     async def _succeed(self, outcome: child_job.Trained | child_job.Tested) -> None:
         kind = self.task.params.device_type.name
@@ -324,13 +318,13 @@ class Attempt:
         uploads = Uploads(self._store, self.task)
         if isinstance(made, child_job.Trained):
             trained = made
-            result = await self._write(
+            result = await self._insist(
                 lambda: train.finish(self._store, self.task, trained, uploads, seconds=seconds, notes=notes)
             )
         else:
             tested = made
             refs = self._folder / "refs.jsonl"
-            result = await self._write(
+            result = await self._insist(
                 lambda: test.finish(
                     self._store,
                     self.task,
@@ -361,17 +355,17 @@ class Attempt:
             self.machine_failed = True
             await self._retry(error)
         elif failed.kind == "snapshot":
-            await self._write(lambda: self._store.tasks.drop_snapshot(self.task))
+            await self._insist(lambda: self._store.tasks.drop_snapshot(self.task))
             await self._retry(error, delay=0)
         else:
             await self._fail(error)
 
     async def _cancelled(self) -> None:
-        await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=CANCELLED))
+        await self._insist(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=CANCELLED))
         log.info("task cancelled")
 
     async def _fail(self, error: TaskError) -> None:
-        await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.FAILED, error=error))
+        await self._insist(lambda: self._store.tasks.finish(self.task, TaskStatus.FAILED, error=error))
         log.error("task failed", kind=error.kind, reason=error.message, field=error.field)
 
     async def _retry(
@@ -380,7 +374,7 @@ class Attempt:
         if self._ending is Ending.CANCELLED:
             await self._cancelled()
             return
-        after = await self._write(
+        after = await self._insist(
             lambda: self._store.tasks.retry(self.task, error, delay=delay, batch_size_limit=batch_size_limit)
         )
         if after.status == TaskStatus.FAILED.name:
@@ -388,13 +382,13 @@ class Attempt:
         else:
             log.warning("task back in the queue", kind=error.kind, reason=error.message, failures=after.failures)
 
-    async def _write(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Do a last write however long the database is away: the result of hours must not be lost to an outage.
+    async def _insist(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs the database, however long that is away: hours of work must not be lost to an outage.
 
         Raises LostTask, and StoreError once the server has refused it again and again.
         """
 
-        async def write() -> T:  # tenacity awaits only what it sees to be a coroutine function, which a lambda is not
+        async def once() -> T:  # tenacity awaits only what it sees to be a coroutine function, which a lambda is not
             return await operation()
 
         retrying = AsyncRetrying(
@@ -404,11 +398,11 @@ class Attempt:
             wait=wait_exponential_jitter(initial=0.5, max=10),
             sleep=anyio.sleep,
             before_sleep=lambda state: log.warning(
-                "database away, the end of the task is written later",
+                "database away, trying again",
                 reason=brief(_failure(state)),
             ),
         )
-        return await retrying(write)
+        return await retrying(once)
 
     # ---- beside it
 

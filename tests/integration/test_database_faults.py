@@ -34,17 +34,26 @@ def failing(db: Db, collection: str, **how: Any) -> Iterator[None]:
 
 
 def test_faults_of_the_database_are_not_counted(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
-    """A task whose data cannot be prepared for the database's sake waits, however often, and then runs."""
-    serve()
+    """A task whose data cannot be prepared for the database's sake stays with its worker, and runs when it can."""
+    service = serve()
     with failing(db, "messages.files", errorCode=11601, errorLabels=[]):  # Interrupted
         db.DL_TASK.insert_one(train_request(1, max_attempts=1))
-        waiting = wait_for(lambda: db.DL_TASK.find_one({"status": "PENDING", "attempt": {"$gte": 1}}))
-        assert waiting["failures"] == 0
-        assert waiting["history"][-1]["reason"].startswith("database: ")
-        wait_for(lambda: db.DL_TASK.find_one({"status": "PENDING", "attempt": {"$gte": 2}}))
+        wait_for(lambda: service.log.read_text().count("database away, trying again") >= 3)
+        held = db.DL_TASK.find_one({})
+        assert held is not None
+        assert (held["status"], held["attempt"]) == ("RUNNING", 1)
     document = ended(db, 1)
-    assert (document["status"], document["failures"]) == ("SUCCEEDED", 0)
-    assert document["attempt"] >= 3
+    assert (document["status"], document["attempt"], document["failures"]) == ("SUCCEEDED", 1, 0)
+
+
+def test_a_cancel_does_not_wait_for_the_data(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
+    """Nor for a database that keeps the data from being prepared, as long as it takes the end of the task."""
+    service = serve()
+    with failing(db, "messages.files", errorCode=11601, errorLabels=[]):
+        db.DL_TASK.insert_one(train_request(1))
+        wait_for(lambda: "database away, trying again" in service.log.read_text())
+        db.DL_TASK.update_one({}, {"$set": {"cancel_requested": True}})
+        assert ended(db, 1)["status"] == "CANCELLED"
 
 
 def test_an_end_that_the_server_refuses_ends_the_task(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
