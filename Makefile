@@ -2,7 +2,11 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench chaos recovery audit clean
+
+SECONDS ?= 600
+SEED ?= 1
+WORKERS ?= 4
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -24,7 +28,20 @@ lint: setup  ## ruff, strict mypy, and the layers (import-linter)
 	@.venv/bin/lint-imports
 
 bench: setup  ## run every script in benchmarks/
-	@for script in benchmarks/*.py; do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+	@for script in $(filter-out benchmarks/recovery.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+
+# Not `make test` only longer: its last line is one JSON object, and nothing may print after it.
+chaos: setup  ## SECONDS=600 SEED=1 WORKERS=4: faults of workers and database, and what became of every task
+	@.venv/bin/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --workers $(WORKERS)
+
+recovery: setup  ## how soon the service is itself again after a fault (25 minutes)
+	@.venv/bin/python benchmarks/recovery.py
+
+# --strict: else what cannot be looked up counts as having no vulnerability.
+audit: setup  ## look up known vulnerabilities of the pinned dependencies (needs pypi.org)
+	@dir=$$(mktemp -d) && trap 'rm -r "$$dir"' EXIT && .venv/bin/python -m venv "$$dir" \
+		&& "$$dir/bin/pip" -q install pip-audit \
+		&& "$$dir/bin/pip-audit" --strict --progress-spinner off --no-deps --disable-pip -r constraints.txt
 
 clean:  ## remove caches and build output (.venv stays: to remove it, rm -r .venv)
 	@rm -rf build dist demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -28,6 +28,9 @@ class ImageCache:
 
     A run gets hard links, so that the cache may forget a file that a running child still reads. `folder` and the run
     folders must be on one file system.
+
+    A file of another length than GridFS has, as a power cut leaves, is fetched again. Lengths are compared because that
+    costs one query for many images at each run; syncing each file to disk would cost every first run a wait an image.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
@@ -48,7 +51,7 @@ class ImageCache:
                     for row in await self._fetch_batch(store, batch, linked):
                         out.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise TemporaryError(
                 "disk_full", f"no space left in {self._folder} for images; free some or set DLTASK_CACHE_DIR"
@@ -58,10 +61,12 @@ class ImageCache:
     async def _fetch_batch(self, store: Store, batch: list[dict[str, Any]], linked: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{} for _ in batch]
         limiter = anyio.CapacityLimiter(_PARALLEL)
+        wanted = {ObjectId(ref["file_id"]) for ref in batch if ref["file_id"] is not None}
+        lengths = await store.files.images.lengths(wanted)
 
         async def one(position: int, ref: dict[str, Any]) -> None:
             async with limiter:
-                rows[position] = await self._fetch_one(store, ref, linked)
+                rows[position] = await self._fetch_one(store, ref, linked, lengths.get(ref["file_id"]))
 
         try:
             async with anyio.create_task_group() as group:
@@ -72,17 +77,14 @@ class ImageCache:
             raise next(_leaves(failures)) from failures
         return rows
 
-    async def _fetch_one(self, store: Store, ref: dict[str, Any], linked: Path) -> dict[str, Any]:
+    async def _fetch_one(self, store: Store, ref: dict[str, Any], linked: Path, length: Any) -> dict[str, Any]:
         if ref["file_id"] is None:
             return {"id": ref["id"], "reason": "not in IMG_INFO, or without a file_id"}
         # Spread by hash: ObjectIds of one import share their first bytes.
         shard = hashlib.sha256(ref["file_id"].encode()).hexdigest()[:2]
         cached = self._folder / shard / ref["file_id"]
         here = linked / str(ref["id"])
-        try:
-            os.utime(cached)  # the newest use, for `forget`
-            os.link(cached, here)
-        except FileNotFoundError:
+        if not _take(cached, here, length):
             cached.parent.mkdir(parents=True, exist_ok=True)
             # Fetched under a name of this run's own, so that two runs which need one image do not meet.
             try:
@@ -116,6 +118,19 @@ class ImageCache:
             total -= size
             removed += 1
         return removed
+
+
+def _take(cached: Path, here: Path, length: Any) -> bool:
+    """Link the file `cached` to `here` if it is there and whole; one that is not whole is removed."""
+    try:
+        if cached.stat().st_size != length:
+            cached.unlink()
+            return False
+        os.utime(cached)  # the newest use, for `forget`
+        os.link(cached, here)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _batches(refs: Path) -> Iterator[list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,7 +107,7 @@ class _Message:
             },
         )
 
-    def parts(self, task: Task) -> Iterator[bytes]:
+    def parts(self, task: Task, created: datetime) -> Iterator[bytes]:
         """The finished message, in pieces."""
         # Images set apart by hand or by the data set leave nothing to choose.
         chosen = choose_validation(strata(self.undecided)) if not self.validation_images else frozenset()
@@ -116,7 +116,7 @@ class _Message:
             "task_id": str(task.task_id),
             "task_type": task.task_type,
             "dataset": task.dataset or "",
-            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "created": created.isoformat(timespec="milliseconds"),
             "image_count": self.image_count,
             "instance_count": self.instance_count,
             "class_count": len(self.classes),
@@ -161,7 +161,7 @@ async def build_message(store: Store, task: Task, path: Path, refs: Path) -> Non
                 for image in batch:
                     message.add(image, labels.get(str(image["_id"]), []), split)
                     _write(references, image_ref(message.image_count, str(image["_id"]), image.get("file_id")))
-        out.writelines(message.parts(task))
+        out.writelines(message.parts(task, await store.database.now()))
     for spool in spools:
         spool.unlink()
 

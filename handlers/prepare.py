@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from bson import ObjectId
+
 from handlers.detection.job import Job
 from handlers.errors import PermanentError
 from handlers.images import ImageCache
 from handlers.message import build_message, read_given
 from handlers.store import Store
-from handlers.store.files import FileMissing
+from handlers.store.files import Bucket, FileMissing
 from schemas.enums import TaskErrorCode
 from schemas.numbers import bson_uint64
 from schemas.params import stored_params
@@ -59,9 +61,24 @@ async def prepare_job(store: Store, cache: ImageCache, task: Task, folder: Path,
     )
 
 
-async def store_reports(store: Store, task: Task, reports: Mapping[str, Path]) -> dict[str, str]:
-    """Store the pictures a child made; returns the hex id of each."""
-    return {
-        name: str(await store.files.reports.put(path, path.name, {"task_id": bson_uint64(task.task_id)}))
-        for name, path in reports.items()
-    }
+class Uploads:
+    """The files that an attempt puts into GridFS, each of them once, however often its end has to be tried."""
+
+    def __init__(self, store: Store, task: Task) -> None:
+        self._store = store
+        self._metadata = {"task_id": bson_uint64(task.task_id)}
+        self._ids: dict[Path, ObjectId] = {}
+
+    async def model(self, path: Path, name: str) -> ObjectId:
+        """Store a model's file; returns its id."""
+        return await self._put(self._store.files.models, path, name)
+
+    async def reports(self, reports: Mapping[str, Path]) -> dict[str, str]:
+        """Store the pictures a child made; returns the hex id of each."""
+        bucket = self._store.files.reports
+        return {name: str(await self._put(bucket, path, path.name)) for name, path in reports.items()}
+
+    async def _put(self, bucket: Bucket, path: Path, name: str) -> ObjectId:
+        if path not in self._ids:
+            self._ids[path] = await bucket.put(path, name, self._metadata)
+        return self._ids[path]

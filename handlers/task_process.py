@@ -19,10 +19,9 @@ from weakref import finalize
 import bson
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from bson import ObjectId
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from handlers.admission import check
+from handlers.settings import DatabaseSettings
 from handlers.store import Store, connect_store
 from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode, TaskStatus, TaskTypeClass, member
@@ -34,26 +33,18 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 
-class _Settings(BaseSettings):
-    """Where the tasks are; the same variables and defaults as the service's (a test holds them together)."""
-
-    model_config = SettingsConfigDict(env_prefix="DLTASK_", frozen=True, env_ignore_empty=True)
-
-    mongodb_uri: SecretStr = SecretStr("mongodb://127.0.0.1:27017/?replicaSet=rs0")
-    database: str = Field("dl", pattern=r"^[^/\\. \"$*<>:|?\x00]{1,63}$")
-
-
 class TaskProcess:
     """Training and testing for a platform's own code. Synchronous; one instance serves any number of threads.
 
-    Settings are read from `DLTASK_MONGODB_URI` and `DLTASK_DATABASE` when it is made (pydantic.ValidationError if they
-    are wrong). It connects at the first call, keeps that one connection, and closes it in `close`, at the end of a
-    `with` block, or at the end of the program. Every method raises `handlers.errors.StartupError` for a URI that is
-    none, and `handlers.store.database.StoreError` while the database does not answer.
+    Settings are read from `DLTASK_MONGODB_URI` or `DLTASK_MONGODB_URI_FILE`, and `DLTASK_DATABASE`, when it is made
+    (pydantic.ValidationError if they are wrong). It connects at the first call, keeps that one connection, and closes
+    it in `close`, at the end of a `with` block, or at the end of the program. Every method raises
+    `handlers.errors.StartupError` for a URI that is none, and `handlers.store.database.StoreError` while the database
+    does not answer.
     """
 
     def __init__(self) -> None:
-        self._settings = _Settings()
+        self._settings = DatabaseSettings()
         self._opening = threading.Lock()
         self._opened: tuple[BlockingPortal, Store] | None = None
         self._close: Callable[[], Any] = lambda: None
@@ -116,7 +107,7 @@ class TaskProcess:
             context = connect_store(self._settings.mongodb_uri.get_secret_value(), self._settings.database)
             store = stack.enter_context(portal.wrap_async_context_manager(context))
             # Two requests with one task_id are told apart by the unique index, so it must be there before the first.
-            portal.call(store.database.create_indexes)
+            portal.call(store.database.create_indexes, "DL_TASK")
             # Also runs when nobody closes us: at garbage collection and at the end of the program.
             self._close = finalize(self, stack.pop_all().close)
         self._opened = portal, store

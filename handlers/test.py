@@ -6,11 +6,13 @@ from typing import Any
 
 import orjson
 from bson import ObjectId
+from bson.errors import InvalidId
+from pydantic import ValidationError
 
-from handlers.detection.job import Job, Tested, TestedModel
+from handlers.detection.job import DETECTIONS, Job, Tested, TestedModel
 from handlers.errors import PermanentError
 from handlers.images import ImageCache
-from handlers.prepare import prepare_job, store_reports
+from handlers.prepare import Uploads, prepare_job
 from handlers.store import Store
 from handlers.store.database import Document
 from handlers.store.files import FileMissing
@@ -21,6 +23,8 @@ from schemas.task import Task
 
 #: Rows of DL_TEST_RESULT in one write.
 _BATCH = 500
+#: Bytes of a row, at most.
+_MAX_ROW = 4 << 20
 
 
 async def prepare(
@@ -48,9 +52,19 @@ async def prepare(
 
 
 async def finish(
-    store: Store, task: Task, made: Tested, model: Document, refs: Path, *, seconds: float, notes: tuple[str, ...]
+    store: Store,
+    task: Task,
+    made: Tested,
+    uploads: Uploads,
+    *,
+    model: Document,
+    refs: Path,
+    seconds: float,
+    notes: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Store the detections of every image and end the task. Returns the result; raises LostTask.
+    """Store the detections of every image and end the task. Returns the result.
+
+    Raises LostTask, and PermanentError where the file of detections is none.
 
     Rows are written before the task ends, under this attempt's number: readers look at the attempt that finished.
     """
@@ -63,7 +77,7 @@ async def finish(
         metrics=made.metrics,
         images=made.images,
         seconds=seconds,
-        reports=await store_reports(store, task, made.reports),
+        reports=await uploads.reports(made.reports),
         notes=notes,
         images_per_second=made.images_per_second,
         detections=made.detection_count,
@@ -77,13 +91,24 @@ def _rows(task: Task, detections: Path, refs: Path) -> Iterator[list[Document]]:
         mongodb_ids = {ref["id"]: ref["mongodb_id"] for ref in map(orjson.loads, lines)}
     rows: list[Document] = []
     with detections.open("rb") as lines:
-        for row in map(orjson.loads, lines):
+        # Read by pieces, since a file that is none may have no line ends; a cut line is then no row.
+        for number, line in enumerate(iter(lambda: lines.readline(_MAX_ROW), b""), 1):
+            try:
+                found = DETECTIONS.validate_json(line)
+                img_id = ObjectId(mongodb_ids[found["image_id"]])
+            except (ValidationError, KeyError, InvalidId) as error:
+                why = (
+                    error.errors()[0]["msg"] if isinstance(error, ValidationError) else "expected an image of the task"
+                )
+                raise PermanentError(
+                    "output", f"line {number} of the child's detections is {line[:80]!r}; {why}"
+                ) from None
             rows.append(
                 {
                     "task_id": bson_uint64(task.task_id),
                     "attempt": task.attempt,
-                    "img_id": ObjectId(mongodb_ids[row["image_id"]]),
-                    "detections": row["detections"],
+                    "img_id": img_id,
+                    "detections": found["detections"],
                 }
             )
             if len(rows) == _BATCH:

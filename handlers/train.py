@@ -8,7 +8,7 @@ import structlog
 from handlers.detection.job import Job, Trained
 from handlers.errors import LostTask, PermanentError
 from handlers.images import ImageCache
-from handlers.prepare import prepare_job, store_reports
+from handlers.prepare import Uploads, prepare_job
 from handlers.store import Store
 from handlers.store.files import FileMissing
 from schemas.enums import TaskStatus
@@ -43,15 +43,15 @@ async def _snapshot(store: Store, task: Task, path: Path) -> Path | None:
     return None
 
 
-async def finish(store: Store, task: Task, made: Trained, *, seconds: float, notes: tuple[str, ...]) -> dict[str, Any]:
+async def finish(
+    store: Store, task: Task, made: Trained, uploads: Uploads, *, seconds: float, notes: tuple[str, ...]
+) -> dict[str, Any]:
     """Store and register the model and end the task, both or neither. Returns the result as it is stored.
 
     Raises LostTask, and PermanentError if a deleted task of this number has made a model before.
     """
-    file_id = await store.files.models.put(
-        made.onnx, f"{task.params.model_name}.onnx", {"task_id": bson_uint64(task.task_id)}
-    )
-    reports = await store_reports(store, task, made.reports)
+    file_id = await uploads.model(made.onnx, f"{task.params.model_name}.onnx")
+    reports = await uploads.reports(made.reports)
 
     async def both(session: Any) -> tuple[dict[str, Any], bool]:
         version = await store.models.next_version(task.params.model_name, session)
@@ -94,12 +94,14 @@ async def finish(store: Store, task: Task, made: Trained, *, seconds: float, not
     try:
         result, first = await store.database.transaction(both)
     except (LostTask, PermanentError):
-        # Nobody will ever refer to it; the janitor would find it a day later.
-        await store.files.models.delete(file_id)
+        # Nobody will ever refer to the file, and the janitor would find it a day later; unless a call before this one
+        # registered it, its answer got lost, and somebody has deleted the task since.
+        model = await store.models.made_by(bson_uint64(task.task_id))
+        if model is None or model.get("file_id") != file_id:
+            await store.files.models.delete(file_id)
         raise
     if first:
         return result
     # An earlier call did all this and its answer got lost: what that one wrote stands, version and all.
-    await store.files.models.delete(file_id)
     ended = await store.tasks.get(bson_uint64(task.task_id))
     return (ended or {}).get("result") or result

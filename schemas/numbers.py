@@ -1,14 +1,18 @@
 """Whole numbers as clients in any language send them, and as MongoDB can store and find them."""
 
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 from bson import Decimal128, Int64
+from pydantic import Field
 
 UINT16_MAX = 2**16 - 1
 UINT32_MAX = 2**32 - 1
 UINT64_MAX = 2**64 - 1
 INT64_MAX = 2**63 - 1
+
+#: A number of things, as MongoDB can hold it.
+Count = Annotated[int, Field(ge=0, le=INT64_MAX)]
 
 #: Above this a double no longer names one whole number.
 DOUBLE_EXACT_MAX = 2**53

@@ -4,24 +4,26 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.numbers import Count
+
 #: Most images or classes named in a result; the counts beside them are whole.
 MAX_EXAMPLES = 20
 MAX_CLASSES_LISTED = 1000
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ClassMetrics(_Frozen):
     """COCO average precision of one class, 0 … 1; None where the measured images have none of it."""
 
-    class_id: int
+    class_id: Count
     class_name: str
     map: float | None
     map_50: float | None
-    instances: int
-    detections: int
+    instances: Count
+    detections: Count
 
 
 class Metrics(_Frozen):
@@ -48,8 +50,8 @@ class SkippedImage(_Frozen):
 class ImagesUsed(_Frozen):
     """How many images took part."""
 
-    used: int = Field(ge=0)
-    skipped: int = Field(ge=0)
+    used: Count
+    skipped: Count
     skipped_examples: tuple[SkippedImage, ...] = Field((), max_length=MAX_EXAMPLES)
 
 

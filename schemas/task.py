@@ -1,6 +1,7 @@
 """The task document: what a client inserts, and the normalised task that a worker runs."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Literal
 
 import bson
@@ -33,6 +34,7 @@ SERVICE_FIELDS = (
     "result",
     "history",
     "batch_size_limit",
+    "runs_alone",
 )
 
 #: Fields that can hold very long lists; fetched only by the one reader that needs them.
@@ -94,9 +96,14 @@ class Task(BaseModel):
     json_mongodb_id: ObjectId | None
     owner: str
     attempt: int
+    #: When it was admitted, by the server's clock. A document that is deleted and inserted again under its `_id` may be
+    #: claimed by the same worker, as its first attempt again: this alone tells the two tasks apart.
+    create_time: datetime
     snapshot: SnapshotRef | None
     #: Set after an attempt ran out of device memory.
     batch_size_limit: int | None = Field(ge=1, lt=2**32)
+    #: The last attempt of a task that keeps losing its workers: nothing may run beside it.
+    runs_alone: bool = False
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Task":
@@ -124,8 +131,10 @@ class Task(BaseModel):
             json_mongodb_id=object_id(document.get("json_mongodb_id")),
             owner=document.get("owner"),
             attempt=_whole(document, "attempt", 1, 2**31 - 1),
+            create_time=document.get("create_time"),
             snapshot=document.get("snapshot"),
             batch_size_limit=document.get("batch_size_limit"),
+            runs_alone=document.get("runs_alone") is True,
         )
 
 

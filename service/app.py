@@ -22,6 +22,7 @@ from service.dispatcher import Dispatcher
 from service.janitor import keep_clean
 from service.run_folders import run_folder
 from service.runner import Children
+from service.secrecy import child_environment, hide_from_children
 from service.settings import Settings
 from service.sweeper import ADMITTERS, Sweeper
 from service.watcher import Watcher
@@ -37,6 +38,7 @@ def run(settings: Settings) -> int:
     uri = settings.mongodb_uri.get_secret_value()
     story = logs.Story()
     logs.configure(settings.log_format, settings.log_level, mask=lambda text: masked(text, uri), story=story)
+    hide_from_children()
     failures: list[StartupError] = []
     try:
         anyio.run(serve, settings, story)
@@ -66,11 +68,12 @@ async def serve(settings: Settings, story: logs.Story) -> None:
 
 
 async def _serve(settings: Settings, story: logs.Story, store: Store, devices: Devices, owner: str, runs: Any) -> None:
+    environment = child_environment(settings.mongodb_uri.get_secret_value())
     cache = ImageCache(settings.cache_dir / "images", max_bytes=settings.cache_bytes)
     new_keys, keys_to_admit = anyio.create_memory_object_stream[Any](_HINTS)
     with new_keys, keys_to_admit:
         async with anyio.create_task_group() as background:
-            children = Children(settings.child_command, background)
+            children = Children(settings.child_command, environment, background)
 
             def make_attempt(task: Task, taken: tuple[str, ...]) -> Attempt:
                 return Attempt(
@@ -95,6 +98,7 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 every_seconds=settings.sweep_seconds,
                 wake=dispatcher.wake,
                 describe=lambda: _describe(devices, dispatcher),
+                story=story,
             )
 
             async def cancel(key: Any) -> None:
@@ -149,4 +153,5 @@ def _describe(devices: Devices, dispatcher: Dispatcher) -> Document:
         "free": devices.free(),
         "fallback": devices.fallback,
         "running": sorted(dispatcher.running),
+        "resting": dispatcher.resting,
     }

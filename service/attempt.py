@@ -4,8 +4,10 @@ Every way out of it is one of the `Ending`s; whatever happens, the document is l
 from, and nothing of the child is left.
 """
 
+import secrets
 import shutil
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from pathlib import Path
@@ -19,6 +21,7 @@ from handlers import test, train
 from handlers.detection import job as child_job
 from handlers.errors import LostTask, PermanentError, TemporaryError
 from handlers.images import ImageCache
+from handlers.prepare import Uploads
 from handlers.store import Store
 from handlers.store.database import Document, StoreError, brief, refused
 from handlers.store.tasks import CANCELLED, TaskError
@@ -37,11 +40,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 RENEW_SECONDS = 2.0
 QUIET_RENEW_SECONDS = 10.0
 
-#: How often the server may refuse the last write of an attempt before its refusal is taken for an answer.
+#: How often the server may refuse what an attempt needs of it before its refusal is taken for an answer.
 _REFUSALS = 5
 
-#: Seconds until a task is tried again of which the database kept us from preparing the data.
-_DATABASE_DELAY = 5.0
+#: Notes kept for the result, and measurements that wait to be stored: a child gone wild makes more.
+_MAX_NOTES = 50
+_MAX_MEASURED = 10_000
 
 
 def quiet_renew_seconds(lease_seconds: float) -> float:
@@ -76,11 +80,14 @@ class Attempt:
     ) -> None:
         self.task = task
         self.devices = devices
+        #: Whether it ended by a fault of this machine, which the next task would meet as well.
+        self.machine_failed = False
         self._store = store
         self._cache = cache
         self._children = children
         self._story = story
-        self._folder = runs / f"{task.task_id}-{task.attempt}-{task.owner[-8:]}"
+        # Numbers alone will not do: a task deleted and inserted again can have both of another that still ends.
+        self._folder = runs / f"{task.task_id}-{task.attempt}-{secrets.token_hex(4)}"
         self._all_devices = all_devices
         self._grace_seconds = grace_seconds
         self._silence_seconds = silence_seconds
@@ -92,11 +99,12 @@ class Attempt:
         #: The registered model that a TEST runs.
         self._model: Document = {}
         self._progress: dict[str, Any] | None = None
-        self._measured: list[tuple[int, dict[str, float]]] = []
+        self._measured: deque[tuple[int, dict[str, float]]] = deque(maxlen=_MAX_MEASURED)
         self._notes: list[str] = []
         self._snapshots: list[Any] = [task.snapshot.file_id] if task.snapshot else []
         self._outcome: child_job.Trained | child_job.Tested | child_job.Failed | child_job.Stopped | None = None
         self._number = bson_uint64(task.task_id)
+        self._name = str(task.task_id)
         self._began = time.monotonic()
 
     # ---- from outside
@@ -121,9 +129,8 @@ class Attempt:
 
     async def run(self) -> None:
         """Make the attempt and leave the task in its next state."""
-        task_id = str(self.task.task_id)
-        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=self.task.attempt, owner=self.task.owner)
-        self._story.open(task_id)
+        structlog.contextvars.bind_contextvars(task_id=self._name, attempt=self.task.attempt, owner=self.task.owner)
+        self._story.open(self._name)
         log.info("task running", task_type=self.task.task_type, devices=self.devices)
         try:
             async with anyio.create_task_group() as group:
@@ -133,8 +140,9 @@ class Attempt:
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
-                with anyio.move_on_after(5):
-                    await self._tell(self._story.close(task_id))
+                lines = self._story.close(self._name)
+                if not await self._tell(lines):
+                    self._story.left.append((self._number, lines))
 
     async def _work(self) -> None:
         """Run the task and write its next state."""
@@ -147,11 +155,14 @@ class Attempt:
             except PermanentError as error:
                 await self._fail(TaskError(error.kind, str(error), error.field, error.code))
             except TemporaryError as error:
+                self.machine_failed = error.kind == "disk_full"
                 await self._retry(TaskError(error.kind, str(error)), delay=error.delay)
             except StoreError as error:
-                await self._database_failed(error)
+                # Refused, again and again: whatever outage there was has been sat out.
+                await self._fail(TaskError("database", f"MongoDB refuses: {brief(error)}"))
             except OSError as error:
                 # A full disk, no more processes: this machine's fault, and another worker may do better.
+                self.machine_failed = True
                 log.exception("fault of this machine")
                 await self._retry(TaskError("machine", str(error)))
             except Exception:
@@ -165,13 +176,9 @@ class Attempt:
             log.error("task cannot be ended", reason=brief(error))  # noqa: TRY400
 
     async def _prepare_and_run(self) -> None:
-        self._folder.mkdir(parents=True)
         job: child_job.Job | None = None
         with self._preparing:
-            if self.task.task_type == "TRAIN":
-                job = await train.prepare(self._store, self._cache, self.task, self._folder, self.devices)
-            else:
-                job, self._model = await test.prepare(self._store, self._cache, self.task, self._folder, self.devices)
+            job = await self._insist(self._prepare)
         if job is None or self._ending is not None:
             return
         path = self._folder / "job.json"
@@ -179,7 +186,9 @@ class Attempt:
         log.info("data ready", seconds=self._seconds())
         async with self._children.take() as child:
             self._child = child
-            await child.give(path, task_id=str(self.task.task_id), attempt=self.task.attempt, owner=self.task.owner)
+            await child.give(
+                path, job.out, task_id=str(self.task.task_id), attempt=self.task.attempt, owner=self.task.owner
+            )
             # The next child warms up while this one works.
             try:
                 await self._children.warm_up()
@@ -188,6 +197,16 @@ class Attempt:
             if self._ending is not None:
                 self._stop(child)
             await self._listen(child)
+
+    async def _prepare(self) -> child_job.Job:
+        """Everything the child needs, in the attempt's folder."""
+        # What a try before this one, which the database did not let come to its end, has left.
+        await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
+        self._folder.mkdir(parents=True)
+        if self.task.task_type == "TRAIN":
+            return await train.prepare(self._store, self._cache, self.task, self._folder, self.devices)
+        job, self._model = await test.prepare(self._store, self._cache, self.task, self._folder, self.devices)
+        return job
 
     async def _listen(self, child: Child) -> None:
         """Take in what the child reports, until it ends or has made no progress for too long."""
@@ -228,11 +247,13 @@ class Attempt:
                 )
             case child_job.Progress():
                 self._progress = event.model_dump(exclude={"event", "learning_rate"}, exclude_none=True)
+                self._progress["max_num_iters"] = bson_uint64(event.max_num_iters)
             case child_job.Measured():
                 self._measured.append((event.iteration, event.values))
             case child_job.Note():
-                self._notes.append(event.message)
-                log.info("note", message=event.message)
+                if len(self._notes) < _MAX_NOTES:
+                    self._notes.append(event.message)
+                    log.info("note", message=event.message)
             case child_job.Snapshot():
                 await self._store_snapshot(event)
             case _:
@@ -274,43 +295,46 @@ class Attempt:
             await self._succeed(outcome)
         elif self._ending is Ending.CANCELLED:
             await self._cancelled()
-        elif self._ending is Ending.DRAINED or isinstance(outcome, child_job.Stopped):
+        elif self._ending is Ending.DRAINED:
             await self._release_to_stop()
+        elif isinstance(outcome, child_job.Stopped):
+            # A fault, lest a child that does so at once be started for ever.
+            await self._retry(TaskError("stopped", "the child stopped and was not asked to"))
         elif isinstance(outcome, child_job.Failed):
             await self._child_failed(outcome)
 
     async def _release_to_stop(self) -> None:
         # Not however long that takes: where the database is away, the lease does the same for the task a little later.
         with anyio.move_on_after(self._grace_seconds):
-            await self._write(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
+            await self._insist(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
             log.info("task released")
             return
         log.warning("task not released, its lease runs out", grace_seconds=self._grace_seconds)
-
-    async def _database_failed(self, error: StoreError) -> None:
-        """The database failed while the data was being prepared, or refused what came out."""
-        if refused(error):
-            await self._fail(TaskError("database", f"MongoDB refuses: {brief(error)}"))
-            return
-        # That it was away says nothing about the task, and counts as no fault of it.
-        reason = f"database: {brief(error)}"
-        await self._write(lambda: self._store.tasks.release(self.task, reason, delay=_DATABASE_DELAY))
-        log.warning("task back in the queue", kind="database", reason=brief(error))
 
     async def _succeed(self, outcome: child_job.Trained | child_job.Tested) -> None:
         kind = self.task.params.device_type.name
         made = outcome.model_copy(update={"device": self._all_devices.named(kind, outcome.device)})
         seconds, notes = self._seconds(), tuple(self._notes)
+        uploads = Uploads(self._store, self.task)
         if isinstance(made, child_job.Trained):
             trained = made
-            result = await self._write(
-                lambda: train.finish(self._store, self.task, trained, seconds=seconds, notes=notes)
+            result = await self._insist(
+                lambda: train.finish(self._store, self.task, trained, uploads, seconds=seconds, notes=notes)
             )
         else:
             tested = made
             refs = self._folder / "refs.jsonl"
-            result = await self._write(
-                lambda: test.finish(self._store, self.task, tested, self._model, refs, seconds=seconds, notes=notes)
+            result = await self._insist(
+                lambda: test.finish(
+                    self._store,
+                    self.task,
+                    tested,
+                    uploads,
+                    model=self._model,
+                    refs=refs,
+                    seconds=seconds,
+                    notes=notes,
+                )
             )
         metrics = result.get("metrics") or {}
         log.info(
@@ -327,18 +351,21 @@ class Attempt:
         if failed.kind == "memory" and self.task.batch_size_limit is None and self.task.params.batch_size > 1:
             # Once: a second failure with half the batch means that the network does not fit at all.
             await self._retry(error, delay=0, batch_size_limit=self.task.params.batch_size // 2)
+        elif failed.kind == "machine":
+            self.machine_failed = True
+            await self._retry(error)
         elif failed.kind == "snapshot":
-            await self._write(lambda: self._store.tasks.drop_snapshot(self.task))
+            await self._insist(lambda: self._store.tasks.drop_snapshot(self.task))
             await self._retry(error, delay=0)
         else:
             await self._fail(error)
 
     async def _cancelled(self) -> None:
-        await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=CANCELLED))
+        await self._insist(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=CANCELLED))
         log.info("task cancelled")
 
     async def _fail(self, error: TaskError) -> None:
-        await self._write(lambda: self._store.tasks.finish(self.task, TaskStatus.FAILED, error=error))
+        await self._insist(lambda: self._store.tasks.finish(self.task, TaskStatus.FAILED, error=error))
         log.error("task failed", kind=error.kind, reason=error.message, field=error.field)
 
     async def _retry(
@@ -347,7 +374,7 @@ class Attempt:
         if self._ending is Ending.CANCELLED:
             await self._cancelled()
             return
-        after = await self._write(
+        after = await self._insist(
             lambda: self._store.tasks.retry(self.task, error, delay=delay, batch_size_limit=batch_size_limit)
         )
         if after.status == TaskStatus.FAILED.name:
@@ -355,13 +382,13 @@ class Attempt:
         else:
             log.warning("task back in the queue", kind=error.kind, reason=error.message, failures=after.failures)
 
-    async def _write(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Do a last write however long the database is away: the result of hours must not be lost to an outage.
+    async def _insist(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs the database, however long that is away: hours of work must not be lost to an outage.
 
         Raises LostTask, and StoreError once the server has refused it again and again.
         """
 
-        async def write() -> T:  # tenacity awaits only what it sees to be a coroutine function, which a lambda is not
+        async def once() -> T:  # tenacity awaits only what it sees to be a coroutine function, which a lambda is not
             return await operation()
 
         retrying = AsyncRetrying(
@@ -371,11 +398,11 @@ class Attempt:
             wait=wait_exponential_jitter(initial=0.5, max=10),
             sleep=anyio.sleep,
             before_sleep=lambda state: log.warning(
-                "database away, the end of the task is written later",
+                "database away, trying again",
                 reason=brief(_failure(state)),
             ),
         )
-        return await retrying(write)
+        return await retrying(once)
 
     # ---- beside it
 
@@ -391,7 +418,9 @@ class Attempt:
                 continue
             try:
                 cancel = await self._store.tasks.renew(self.task, progress if progress != told else None)
-                await self._tell(self._story.take(str(self.task.task_id)))
+                lines = self._story.take(self._name)
+                if not await self._tell(lines):
+                    self._story.put_back(self._name, lines)
             except LostTask:
                 # The end that this attempt writes itself looks the same from here; then there is no child to kill.
                 self.end(Ending.LOST)
@@ -403,14 +432,22 @@ class Attempt:
             if cancel:
                 self.end(Ending.CANCELLED)
 
-    async def _tell(self, lines: list[str]) -> None:
-        """Store measurements and log lines. What cannot be stored is dropped: nothing rests on it."""
-        measured, self._measured = self._measured, []
+    async def _tell(self, lines: list[str]) -> bool:
+        """Store log lines and measurements; False if the database was away, and the lines may be stored later."""
+        measured = list(self._measured)
+        self._measured.clear()
+        told = False
         try:
-            await self._store.traces.put_measurements(self._number, measured)
             await self._store.traces.append_log(self._number, lines)
+            told = True
+            await self._store.traces.put_measurements(self._number, measured)
         except StoreError as error:
+            if refused(error):
+                told = True
+            else:
+                self._measured = deque([*measured, *self._measured], maxlen=_MAX_MEASURED)
             log.warning("traces not stored", reason=brief(error))
+        return told
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._began, 3)

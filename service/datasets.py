@@ -29,6 +29,7 @@ from service.dataset_files import (
     read_split_file,
     read_voc,
 )
+from service.janitor import ORPHAN_SECONDS, remove_chunks
 
 #: Transfers at once: the round trips overlap, and the connection pool (100) stays free for others.
 _PARALLEL = 8
@@ -98,7 +99,8 @@ async def import_dataset(store: Store, source: Source, name: str, on_progress: O
     """
     if not name or len(name) > 200 or any(unicodedata.category(c) in ("Cc", "Cf") for c in name):
         raise DatasetError(f"--name is {name!r}; expected a text of 1 to 200 printable characters")
-    await store.database.create_indexes()
+    await store.database.create_indexes("IMG_INFO", "IMG_LAB_INFO")
+    await remove_chunks(store.files.images, older_than=ORPHAN_SECONDS)
     present = await store.records.names_in(name)
     summary = Summary(name)
     done = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio.to_thread
 import structlog
 
+from service.secrecy import child_environment
 from service.settings import Settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -55,15 +56,18 @@ async def find_devices(settings: Settings) -> Devices:
     """The devices that `settings` allow and this machine has."""
     gpus = settings.gpu_devices
     if gpus is None:
-        gpus = await anyio.to_thread.run_sync(_count_gpus)
+        environment = child_environment(settings.mongodb_uri.get_secret_value())
+        gpus = await anyio.to_thread.run_sync(_count_gpus, environment)
     return Devices(cpus=settings.cpu_devices, gpus=gpus, fallback=settings.gpu_fallback == "cpu")
 
 
-def _count_gpus() -> int:
+def _count_gpus(environment: Mapping[str, str]) -> int:
     """The number of GPUs that torch can use, asked of a process of its own: the service never imports torch."""
     if shutil.which("nvidia-smi") is None and not Path("/dev/nvidiactl").exists():
         return 0
-    asked = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, timeout=120, check=False)
+    asked = subprocess.run(
+        [sys.executable, "-c", _COUNT], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     if asked.returncode != 0 or not asked.stdout.strip().isdigit():
         log.error("torch cannot count the GPUs, using none", reason=asked.stderr.strip().splitlines()[-1:])
         return 0

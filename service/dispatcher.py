@@ -21,6 +21,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 #: Seconds that a task which needs several devices stands first in the queue until devices are kept free for it.
 PATIENCE_SECONDS = 60.0
 
+#: Seconds for which a worker claims nothing after a fault of its machine; doubled with each further one, to a limit.
+_REST_SECONDS, _LONGEST_REST_SECONDS = 5.0, 300.0
+
 #: Seconds after a claim that raised during which the server may still carry it out.
 _UNSURE_SECONDS = OPERATION_TIMEOUT_MS / 1000
 
@@ -46,11 +49,21 @@ class Dispatcher:
         self._patience_seconds = patience_seconds
         self._woken = anyio.Event()
         self._draining = False
+        self._rests = 0
+        self._rests_until = 0.0
         #: Until when a task may run in our name of which we have not been told.
         self._unsure_until = -math.inf
-        self.running: dict[str, Attempt] = {}
-        #: Set once the attempt of that name is over.
-        self._gone: dict[str, anyio.Event] = {}
+        self._attempts: list[Attempt] = []
+
+    @property
+    def running(self) -> list[str]:
+        """`task_id/attempt` of each attempt that runs."""
+        return [f"{attempt.task.task_id}/{attempt.task.attempt}" for attempt in self._attempts]
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is claimed for now, after a fault of this machine."""
+        return anyio.current_time() < self._rests_until
 
     def wake(self) -> None:
         """There may be a task to claim."""
@@ -59,13 +72,13 @@ class Dispatcher:
     def drain(self) -> None:
         """Claim no more, and let every running task go back to the queue."""
         self._draining = True
-        for attempt in self.running.values():
+        for attempt in self._attempts:
             attempt.end(Ending.DRAINED)
         self.wake()
 
     def cancel(self, key: object) -> None:
         """End the running task with this `_id`, if it is ours: its client asked for that."""
-        for attempt in self.running.values():
+        for attempt in self._attempts:
             if same(attempt.task.key, key):
                 attempt.end(Ending.CANCELLED)
 
@@ -97,18 +110,18 @@ class Dispatcher:
         if anyio.current_time() > self._unsure_until:
             return
         for document in await self._store.tasks.running_of(self._owner):
-            if not any(
-                same(attempt.task.key, document["_id"]) and attempt.task.attempt == document.get("attempt")
-                for attempt in self.running.values()
-            ):
+            if not any(_is_of(attempt.task, document) for attempt in self._attempts):
                 log.warning(
                     "task claimed without an answer", key=shown(document["_id"]), attempt=document.get("attempt")
                 )
                 await self._start(attempts, document)
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
-        while not self._draining:
-            document = await self._store.tasks.claim(self._owner, await self._claimable())
+        while not self._draining and not self.resting:
+            if any(attempt.task.runs_alone for attempt in self._attempts):
+                return
+            free, idle = await self._claimable(), not self._attempts
+            document = await self._store.tasks.claim(self._owner, free, idle=idle)
             if document is None:
                 return
             await self._start(attempts, document)
@@ -117,15 +130,18 @@ class Dispatcher:
         """The free devices of each kind, less those that are kept free for a task that has waited long."""
         free = self._devices.free()
         for kind, total in self._devices.total.items():
-            if total > 1 and 0 < free[kind] < total:
-                head = await self._store.tasks.head(kind, total, self._patience_seconds)
-                if head is not None:
-                    needed, waited_long = head
-                    if waited_long and needed > free[kind]:
-                        free[kind] = 0
-                        if self._devices.fallback:
-                            # One pool for both kinds: tasks of the other one would take what is kept free.
-                            return {}
+            if not self._attempts or free[kind] == 0:
+                continue
+            head = await self._store.tasks.head(kind, total, self._patience_seconds)
+            if head is None or not head.waited_long:
+                continue
+            if head.runs_alone:
+                return {}
+            if head.needed > free[kind]:
+                free[kind] = 0
+                if self._devices.fallback:
+                    # One pool for both kinds: tasks of the other one would take what is kept free.
+                    return {}
         return free
 
     async def _start(self, attempts: TaskGroup, document: Document) -> None:
@@ -137,33 +153,50 @@ class Dispatcher:
             await self._store.tasks.refuse(document, self._owner, TaskError("document", reason))
             log.error("task failed", key=shown(document["_id"]), kind="document", reason=reason)  # noqa: TRY400
             return
-        for name, other in list(self.running.items()):
-            if same(other.task.key, task.key):
-                # Its document was replaced, or its admission undone, while it ran here. The new attempt can have the
-                # number of the old one, and then the fence cannot tell them apart: so first the old one ends.
-                other.end(Ending.LOST)
-                await self._gone[name].wait()
         devices = self._devices.take(task.params.device_type.name, task.params.device_num)
         attempt = self._make_attempt(task, devices)
-        name = f"{task.task_id}/{task.attempt}"
-        self.running[name], self._gone[name] = attempt, anyio.Event()
+        for other in self._attempts:
+            if same(other.task.key, task.key) or other.task.task_id == task.task_id:
+                # Deleted and inserted again, or taken from us: what runs of it is nobody's, though it may not know yet.
+                other.end(Ending.LOST)
+        self._attempts.append(attempt)
         if self._draining or len(devices) < task.params.device_num:
             # Fewer: a claim that was carried out late, when the devices had gone to another task.
             attempt.end(Ending.DRAINED)
-        attempts.start_soon(self._run_attempt, name, attempt)
+        attempts.start_soon(self._run_attempt, attempt)
 
-    async def _run_attempt(self, name: str, attempt: Attempt) -> None:
+    def _rest_after(self, attempt: Attempt) -> None:
+        """Leave the queue to others for a while if this machine failed.
+
+        Tasks fail fast where no space is left on the disk: a worker that went on claiming would be the first at every
+        task, and use up the attempts of one after the other.
+        """
+        if not attempt.machine_failed:
+            self._rests = 0
+            return
+        seconds = min(_REST_SECONDS * 2**self._rests, _LONGEST_REST_SECONDS)
+        self._rests += 1
+        self._rests_until = anyio.current_time() + seconds
+        log.warning("no task is claimed after a fault of this machine", seconds=seconds)
+
+    async def _run_attempt(self, attempt: Attempt) -> None:
         try:
             await attempt.run()
         except Exception:
             # Its lease runs out, and somebody takes the task back; those beside it go on.
-            log.exception("bug in an attempt", task=name)
+            log.exception("bug in an attempt", task_id=str(attempt.task.task_id), attempt=attempt.task.attempt)
         finally:
             task = attempt.task
-            del self.running[name]
-            self._gone.pop(name).set()
+            self._attempts.remove(attempt)
+            self._rest_after(attempt)
             self._devices.give_back(task.params.device_type.name, attempt.devices)
             self.wake()
+
+
+def _is_of(task: Task, document: Document) -> bool:
+    """Whether `document` is that of this attempt at this task."""
+    found = (document.get("create_time"), document.get("attempt"))
+    return same(task.key, document["_id"]) and found == (task.create_time, task.attempt)
 
 
 def _first_line(error: ValueError) -> str:

@@ -7,9 +7,9 @@ for `dltask logs` (see `Story`).
 import json
 import logging
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -23,9 +23,14 @@ class Story:
 
     def __init__(self) -> None:
         self._lines: dict[str, deque[str]] = {}
+        #: How many have it open: the sweep can take back a task that this very worker still runs.
+        self._open: Counter[str] = Counter()
+        #: Last lines of attempts that are over, which the database could not take then: (its task's stored id, lines).
+        self.left: deque[tuple[Any, list[str]]] = deque(maxlen=_PENDING_LINES)
 
     def open(self, task_id: str) -> None:
         """Begin to keep lines that carry this `task_id`."""
+        self._open[task_id] += 1
         self._lines.setdefault(task_id, deque(maxlen=_PENDING_LINES))
 
     def take(self, task_id: str) -> list[str]:
@@ -35,10 +40,17 @@ class Story:
         lines.clear()
         return taken
 
+    def put_back(self, task_id: str, lines: list[str]) -> None:
+        """Keep lines, once taken, that could not be stored."""
+        if task_id in self._lines:
+            self._lines[task_id] = deque([*lines, *self._lines[task_id]], maxlen=_PENDING_LINES)
+
     def close(self, task_id: str) -> list[str]:
         """The last lines; no more are kept."""
         taken = self.take(task_id)
-        self._lines.pop(task_id, None)
+        self._open[task_id] -= 1
+        if self._open[task_id] <= 0:
+            del self._open[task_id], self._lines[task_id]
         return taken
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

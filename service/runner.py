@@ -6,7 +6,7 @@ device memory back. It leads a process group, so that the ranks that it starts g
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,12 +16,15 @@ from anyio.abc import ByteReceiveStream, Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 from pydantic import ValidationError
 
-from handlers.detection.job import EVENT, Event
+from handlers.detection.job import Event, parse_event
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 #: A longer line is no event and no log line, but a library gone wild; it is cut.
 MAX_LINE = 1 << 20
+
+#: Lines of one child that are no events and are logged; of more there is no end.
+_MAX_COMPLAINTS = 100
 
 #: Seconds that a killed process group may take to be gone.
 _KILL_SECONDS = 10
@@ -34,6 +37,7 @@ class Child:
         self._process = process
         self._log = log.bind(pid=process.pid)
         self._stderr_done = anyio.Event()
+        self._out = Path()
         #: The last lines of its stderr: what a person needs to understand a death.
         self.last_words: list[str] = []
 
@@ -42,8 +46,12 @@ class Child:
         """Whether the process has not ended yet."""
         return self._process.returncode is None
 
-    async def give(self, job: Path, **context: object) -> None:
-        """Start the job in file `job`; `context` (task_id, …) is bound to what is logged of the child from now on."""
+    async def give(self, job: Path, out: Path, **context: object) -> None:
+        """Start the job in file `job`, which has the child put its files into `out`.
+
+        `context` (task_id, …) is bound to what is logged of the child from now on.
+        """
+        self._out = out
         self._log = self._log.bind(**context)
         assert self._process.stdin is not None
         try:
@@ -55,11 +63,17 @@ class Child:
     async def events(self) -> AsyncIterator[Event]:
         """What the child reports, until it ends. A line that is no event is logged and passed over."""
         assert self._process.stdout is not None
+        complaints = 0
         async for line in _lines(self._process.stdout):
             try:
-                yield EVENT.validate_json(line)
-            except ValidationError:
-                self._log.warning("child said something that is no event", line=line[:300].decode(errors="replace"))
+                event = parse_event(line, self._out)
+            except ValidationError as error:
+                complaints += 1
+                if complaints <= _MAX_COMPLAINTS:
+                    said, why = line[:300].decode(errors="replace"), error.errors()[0]["msg"][:300]
+                    self._log.warning("child said something that is no event", line=said, reason=why)
+                continue
+            yield event
 
     async def forward_stderr(self) -> None:
         """Pass the child's own log on, until it ends."""
@@ -109,8 +123,9 @@ class Child:
 class Children:
     """Starts children, and keeps one warm: torch is imported before a job comes."""
 
-    def __init__(self, command: tuple[str, ...], group: TaskGroup) -> None:
+    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str], group: TaskGroup) -> None:
         self._command = command
+        self._environment = environment
         self._group = group
         self._warm: Child | None = None
         #: Two attempts that begin at once would each warm up a child, and nobody would ever end one of them.
@@ -144,9 +159,7 @@ class Children:
             await self._warm.close()
 
     async def _start(self) -> Child:
-        # No setting reaches the child: it has no use for MongoDB's address, and must not be able to leak it.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DLTASK_")}
-        process = await anyio.open_process(self._command, start_new_session=True, env=environment)
+        process = await anyio.open_process(self._command, start_new_session=True, env=self._environment)
         child = Child(process)
         self._group.start_soon(child.forward_stderr)
         return child
@@ -155,14 +168,19 @@ class Children:
 async def _lines(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
     """The lines of `stream`, without their ends, each cut at MAX_LINE."""
     buffered = BufferedByteReceiveStream(stream)
+    # Whether what comes is the rest of a line that was cut.
+    rest = False
     while True:
         try:
-            yield await buffered.receive_until(b"\n", MAX_LINE)
+            line, cut = await buffered.receive_until(b"\n", MAX_LINE), False
         except anyio.DelimiterNotFound:
-            yield await buffered.receive_exactly(MAX_LINE)
+            line, cut = await buffered.receive_exactly(MAX_LINE), True
         except anyio.IncompleteRead:
-            if buffered.buffer:
+            if buffered.buffer and not rest:
                 yield await buffered.receive_exactly(len(buffered.buffer))
             return
         except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
             return
+        if not rest:
+            yield line
+        rest = cut

@@ -5,21 +5,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
+from handlers.settings import DatabaseSettings
 from handlers.store.tasks import LEASE_SECONDS
 
 
-class Settings(BaseSettings):
-    """Everything an operator can set. Field `mongodb_uri` is `DLTASK_MONGODB_URI`, and so on."""
+class Settings(DatabaseSettings):
+    """Everything an operator can set. Field `cache_dir` is `DLTASK_CACHE_DIR`, and so on."""
 
-    model_config = SettingsConfigDict(env_prefix="DLTASK_", frozen=True, env_ignore_empty=True)
-
-    #: Where MongoDB is; a replica set, since change streams need one. A secret: it may hold a password.
-    mongodb_uri: SecretStr = SecretStr("mongodb://127.0.0.1:27017/?replicaSet=rs0")
-    #: The database with the tables and the tasks.
-    database: str = Field("dl", pattern=r"^[^/\\. \"$*<>:|?\x00]{1,63}$")
     #: Images by content and the folders of running attempts.
     cache_dir: Path = Path("~/.cache/dltask").expanduser()
     #: Bytes of images kept for the next task.

@@ -17,6 +17,7 @@ from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode
 from schemas.params import shown
 from service.attempt import quiet_renew_seconds
+from service.logs import Story
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -38,8 +39,10 @@ class Sweeper:
         every_seconds: float,
         wake: Callable[[], None],
         describe: Callable[[], Document],
+        story: Story,
     ) -> None:
         self._store = store
+        self._story = story
         self._owner = owner
         self._every_seconds = every_seconds
         self._wake = wake
@@ -49,6 +52,14 @@ class Sweeper:
         #: Whether an admission has failed since the last look at all documents: a copy of an old document carries a
         #: state, and no other sweep would find it.
         self._missed = False
+        self._steps = (
+            self._renew,
+            self._admit_new,
+            self._sweep_missed,
+            self._cancel_waiting,
+            self._recover,
+            self._tell_late,
+        )
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -64,7 +75,7 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One sweep, each step of it whatever became of those before. Raises StoreError while the database is away."""
-        for step in (self._renew, self._admit_new, self._sweep_missed, self._cancel_waiting, self._recover):
+        for step in self._steps:
             try:
                 await step()
             except StoreError as error:
@@ -166,6 +177,17 @@ class Sweeper:
         quiet = quiet_renew_seconds(self._store.tasks.lease_seconds)
         return since is not None and time.monotonic() - since >= 2 * quiet
 
+    async def _tell_late(self) -> None:
+        """Store the last log lines of attempts that ended while the database was away."""
+        while self._story.left:
+            task_id, lines = self._story.left.popleft()
+            try:
+                await self._store.traces.append_log(task_id, lines)
+            except StoreError as error:
+                if not refused(error):
+                    self._story.left.appendleft((task_id, lines))
+                raise
+
     async def _recover(self) -> None:
         if not self._may_judge():
             return
@@ -180,11 +202,15 @@ class Sweeper:
                 # Changed by hand into something that cannot be counted up: it must not keep the others waiting.
                 log.error("task cannot be taken back", task_id=shown(lost.task_id), reason=brief(error))  # noqa: TRY400
                 continue
+            name = str(lost.task_id)
+            # Who lost it cannot say so.
+            self._story.open(name)
             log.warning(
                 "task taken from a lost worker",
-                task_id=str(lost.task_id),
+                task_id=name,
                 attempt=lost.attempt,
                 lost_owner=lost.owner,
                 status=after.status,
                 failures=after.failures,
             )
+            await self._store.traces.append_log(lost.task_id, self._story.close(name))

@@ -143,8 +143,8 @@ def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
 
     for iteration in range(first + 1, last + 1):
         time.sleep(_ITERATION_SECONDS)
-        # The loss tells an observer of the document which attempt wrote this progress.
-        loss = float(job["attempt"])
+        # Its whole part tells an observer of the document which attempt wrote this progress.
+        loss = job["attempt"] + iteration / 1e6
         emit("progress", iteration=iteration, max_num_iters=last, loss=loss, images_per_second=1, eta_seconds=0)
         if iteration % 10 == 1:
             emit("measured", iteration=iteration, values={"loss": loss})
@@ -158,6 +158,10 @@ def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
     if job["kind"] == "TRAIN":
         onnx = out_folder / "model.onnx"
         onnx.write_bytes(b"no real model")
+        reports = {}
+        if fault == "pictures":
+            reports["curve"] = str(out_folder / "curve.png")
+            Path(reports["curve"]).write_bytes(b"no real picture")
         emit(
             "trained",
             onnx=str(onnx),
@@ -172,7 +176,7 @@ def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
             device=job["devices"][0],
             metrics=_METRICS,
             images=_EMPTY,
-            reports={},
+            reports=reports,
         )
     else:
         detections = out_folder / "detections.jsonl"

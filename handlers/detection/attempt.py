@@ -15,7 +15,14 @@ import cv2
 import torch
 
 from handlers.detection.devices import is_out_of_memory, open_device
-from handlers.detection.errors import DataError, LossError, OutOfMemory, SnapshotError, StoppedEarly
+from handlers.detection.errors import (
+    DataError,
+    LossError,
+    OutOfMemory,
+    SnapshotError,
+    StoppedEarly,
+    machine_fault,
+)
 from handlers.detection.job import EVENT, Event, Failed, Job, Stopped
 from handlers.detection.predict import run_test
 from handlers.detection.ranks import Ranks, join, launch, leave
@@ -125,6 +132,8 @@ def _guarded(work: Callable[[], bool], emit: Emit) -> int:
 
 def _failed(error: Exception) -> Failed:
     message = str(error)[:_MAX_MESSAGE]
+    if fault := machine_fault(error):
+        return Failed(kind="machine", message=str(fault)[:_MAX_MESSAGE])
     if isinstance(error, DataError):
         return Failed(kind="data", message=message, field=error.field)
     if isinstance(error, LossError):

@@ -14,6 +14,9 @@ Image = NDArray[np.uint8]
 #: A box that has less than this left inside its image, in pixels a side, is dropped: nothing of it can be seen.
 MIN_SIDE = 1.0
 
+#: Farther than any image reaches, in pixels.
+_FAR = 1e9
+
 
 @dataclass(frozen=True)
 class Boxes:
@@ -61,6 +64,7 @@ class Detections:
 
 def make_boxes(rows: list[tuple[tuple[float, float, float, float], int, bool]]) -> Boxes:
     """Boxes from `((x, y, width, height), class id, crowd)`, one each."""
-    xywh = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
+    # What lies outside the image is cut off later; it only must not overflow before.
+    xywh = np.array([row[0] for row in rows], np.float64).reshape(-1, 4).clip(-_FAR, _FAR)
     xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
     return Boxes(xyxy, np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows], np.bool_))

@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402
 from pydantic import BaseModel, ConfigDict, ValidationError  # noqa: E402
 
 from handlers.detection.boxes import Boxes, Image, make_boxes  # noqa: E402
-from handlers.detection.errors import DataError  # noqa: E402
+from handlers.detection.errors import DataError, machine_fault  # noqa: E402
 from schemas.message import InstanceInfo, RequestMessage, Split, choose_validation, strata  # noqa: E402
 from schemas.result import MAX_EXAMPLES, ImagesUsed, SkippedImage  # noqa: E402
 
@@ -163,6 +163,8 @@ def read_image(path: Path, width: int = 0, height: int = 0) -> Image:
     try:
         data = path.read_bytes()
     except OSError as error:
+        if machine_fault(error):
+            raise  # Another attempt may read it: it must not be trained without.
         raise ImageError(f"the file cannot be read: {error.strerror}") from None
     _inspect(data)
     image = _decode(data, cv2.IMREAD_COLOR)

@@ -1,4 +1,20 @@
-"""Why an attempt in the child ends early; `__main__` turns each into its event. Anything else raised is a bug."""
+"""Why an attempt in the child ends early; `attempt` turns each into its event. Anything else raised is a bug."""
+
+import errno
+
+#: What the system says when a machine is full, damaged or overloaded: the same attempt may do well on another.
+_MACHINE_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.ENODEV,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+}
 
 
 class DataError(Exception):
@@ -28,3 +44,17 @@ class StoppedEarly(Exception):
     def __init__(self, iteration: int) -> None:
         super().__init__(f"stopped at iteration {iteration}")
         self.iteration = iteration
+
+
+def machine_fault(error: BaseException | None) -> OSError | None:
+    """The system error behind `error` that is the machine's fault, or None.
+
+    Behind it, because a library that was interrupted by one may raise its own error over it, as `torch.save` does.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None

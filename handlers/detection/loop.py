@@ -74,7 +74,7 @@ class Learner:
             self.average.load_state_dict(state.average)
             self.optimizer.load_state_dict(state.optimizer)
             self.schedule.load_state_dict(state.schedule)
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise SnapshotError(f"the snapshot does not fit the network: {str(error)[:200]}") from error
 
     def step(self, batch: Batch, iteration: int) -> Tensor:

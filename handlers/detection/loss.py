@@ -17,6 +17,8 @@ MATCH_IOU = 0.5
 NEGATIVES = 3
 #: … and at least so many for each image, so that images without objects teach something too.
 MIN_NEGATIVES = 10
+#: Objects that are held against all default boxes at once: an image with 10,000 would take gigabytes.
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,27 @@ def assign(boxes: Boxes, default_corners: Floats) -> Assignment:
     every object gets the default box that overlaps it most, however little.
     """
     objects = boxes.select(~boxes.crowd)
-    overlap = _intersections(objects.xyxy, default_corners)
-    sizes, default_sizes = _areas(objects.xyxy), _areas(default_corners)
-    iou = overlap / (sizes[:, None] + default_sizes[None] - overlap)
-    matched = np.full(len(default_corners), -1)
-    if len(objects):
-        matched = np.where(iou.max(axis=0) >= MATCH_IOU, iou.argmax(axis=0), -1)
-        matched[iou.argmax(axis=1)] = np.arange(len(objects))
+    default_sizes = _areas(default_corners)
+    # The object that each default box overlaps most, and by how much; the default box that each object overlaps most.
+    most, owner = np.zeros(len(default_corners), np.float32), np.full(len(default_corners), -1)
+    own = np.empty(len(objects), np.int64)
+    for start in range(0, len(objects), _BLOCK):
+        corners = objects.xyxy[start : start + _BLOCK]
+        overlap = _intersections(corners, default_corners)
+        iou = overlap / (_areas(corners)[:, None] + default_sizes[None] - overlap)
+        own[start : start + _BLOCK] = iou.argmax(axis=1)
+        more = iou.max(axis=0) > most
+        owner[more] = start + iou.argmax(axis=0)[more]
+        most[more] = iou.max(axis=0)[more]
+    matched = np.where(most >= MATCH_IOU, owner, -1)
+    matched[own] = np.arange(len(objects))
     rows = np.flatnonzero(matched >= 0)
-    crowded = _intersections(boxes.xyxy[boxes.crowd], default_corners) >= MATCH_IOU * default_sizes
-    ignored = np.flatnonzero(crowded.any(axis=0) & (matched < 0))
+    crowded = np.zeros(len(default_corners), np.bool_)
+    crowds = boxes.xyxy[boxes.crowd]
+    for start in range(0, len(crowds), _BLOCK):
+        overlap = _intersections(crowds[start : start + _BLOCK], default_corners)
+        crowded |= (overlap >= MATCH_IOU * default_sizes).any(axis=0)
+    ignored = np.flatnonzero(crowded & (matched < 0))
     return Assignment(rows, objects.class_ids[matched[rows]], objects.xyxy[matched[rows]], ignored)
 
 

@@ -31,6 +31,8 @@ _COLUMNS = 3
 _CELL, _GAP, _CAPTION = 520, 14, 24
 #: With more boxes than this in an image its labels are small and say the score only; the colour tells the class.
 _DENSE = 8
+#: Labelled boxes of one image that are drawn, and that are named as missed: each label is placed around all others.
+_MAX_DRAWN = 500
 _CLASSES_IN_LEGEND = 15
 #: A detection finds a labelled object of its class that it overlaps by this IoU.
 _FOUND_IOU = 0.5
@@ -97,7 +99,7 @@ def training_curve(measurements: Sequence[Measured], path: Path) -> None:
 
 
 def _series(measurements: Sequence[Measured], name: str) -> tuple[Any, Any]:
-    points = sorted((m.iteration, m.values[name]) for m in measurements if math.isfinite(m.values.get(name, math.nan)))
+    points = sorted((m.iteration, m.values[name]) for m in measurements if name in m.values)
     return np.array([point[0] for point in points]), np.array([point[1] for point in points], np.float64)
 
 
@@ -187,11 +189,11 @@ def _draw_boxes(
         text = f"{score:.2f}"
         text = text.removeprefix("0") if dense else f"{_name(class_names, class_id)} {text}"
         labels.append((box, text, colour))
-    for box in truths.xyxy:
+    for box in truths.xyxy[:_MAX_DRAWN]:
         # A dark line below, so that the dashes show on bright ground.
         _outline(axes, box, edgecolor="black", linewidth=2, alpha=0.5)
         _outline(axes, box, edgecolor=_TRUTH, linewidth=1.2, linestyle=_DASHES)
-    for index in missed:
+    for index in missed[:_MAX_DRAWN]:
         labels.append((truths.xyxy[index], f"missed {_name(class_names, int(truths.class_ids[index]))}", _TRUTH))
     taken: list[Area] = []
     for box, text, colour in labels:

@@ -82,11 +82,14 @@ def read_snapshot(path: Path, identity: Identity) -> TrainingState:
         raise SnapshotError(f"the snapshot {path.name} cannot be read: {str(error)[:200]}") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise SnapshotError(f"the snapshot {path.name} has not the format {_FORMAT}")
-    for key, wanted in asdict(identity).items():
-        found = document["identity"][key]
-        if found != wanted:
-            raise SnapshotError(f"the snapshot {path.name} has {key} {found!r:.200}; this training has {wanted!r:.200}")
-    state = document["state"]
-    if state["best"] is not None:
-        state["best"] = Best(**state["best"])
-    return TrainingState(**state)
+    try:
+        for key, wanted in asdict(identity).items():
+            found = document["identity"][key]
+            if found != wanted:
+                raise SnapshotError(
+                    f"the snapshot {path.name} has {key} {found!r:.200}; this training has {wanted!r:.200}"
+                )
+        best = document["state"]["best"]
+        return TrainingState(**{**document["state"], "best": None if best is None else Best(**best)})
+    except (KeyError, TypeError) as error:
+        raise SnapshotError(f"the snapshot {path.name} is not whole: {str(error)[:200]}") from error

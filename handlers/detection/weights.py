@@ -26,17 +26,29 @@ def mobilenet_v2_weights() -> tuple[dict[str, Tensor] | None, str]:
     """
     for path, origin in _local_files():
         if path.is_file() and _sha256(path).startswith(_SHA256):
-            return torch.load(path, map_location="cpu", weights_only=True), f"ImageNet, {_FILE} ({origin})"
+            return _read(path), f"ImageNet, {_FILE} ({origin})"
     try:
-        # Checks the hash too, and puts the file into torch's cache. Its progress bar would be noise in a log.
-        state = MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+        # Not torchvision's own way to load it, which unpickles whatever lies in the cache already.
+        _cached().parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(
+            MobileNet_V2_Weights.IMAGENET1K_V1.url, str(_cached()), hash_prefix=_SHA256, progress=False
+        )
     except (OSError, RuntimeError):
         return None, RANDOM_START
-    return dict(state), f"ImageNet, {_FILE} (downloaded)"
+    return _read(_cached()), f"ImageNet, {_FILE} (downloaded)"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _cached() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / _FILE
 
 
 def _local_files() -> list[tuple[Path, str]]:
-    files = [(Path(torch.hub.get_dir()) / "checkpoints" / _FILE, "torch cache")]
+    files = [(_cached(), "torch cache")]
     try:
         package = importlib.metadata.distribution(_PACKAGE)
     except importlib.metadata.PackageNotFoundError:

@@ -8,6 +8,7 @@ package sees the client, and everything inside goes through `Database.call` or `
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote_plus, unquote_plus
@@ -35,6 +36,7 @@ from pymongo.errors import (
 from pymongo.write_concern import WriteConcern
 
 from handlers.errors import StartupError
+from handlers.store.privileges import lacking
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,6 +61,9 @@ class Unreadable(PyMongoError):
 
 
 _DUPLICATE_KEY = 11000
+_UNAUTHORIZED = 13
+#: The server's, and that of MongoDB Atlas.
+_AUTHENTICATION_FAILED = (18, 8000)
 
 #: What the server says when the time was wrong and not the operation (see `refused`).
 _NOT_NOW = frozenset(
@@ -118,15 +123,21 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
 }
 
 
+#: What PyMongo adds to an error of the network, and what the server repeats of a command that it does not allow.
+_TIMEOUTS = re.compile(r" \(configured timeouts: [^)]*\)")
+_COMMAND = re.compile(r"(to execute command \{ \w+: [^,}]+),.*")
+
+
 def masked(text: str, uri: str) -> str:
     """`text` without the secrets that `uri` carries, however they are written there."""
-    for secret in _secrets(uri):
+    for secret in secrets_of(uri):
         text = text.replace(secret, "***")
     return text
 
 
 @lru_cache(maxsize=8)  # each value of each log line is masked
-def _secrets(uri: str) -> tuple[str, ...]:
+def secrets_of(uri: str) -> tuple[str, ...]:
+    """The password and the like that `uri` carries, as written and unescaped, the longest first."""
     # Not by PyMongo's parser, which asks the name service about mongodb+srv, and has no answer for a URI that is wrong
     # and may hold a password all the same. Up to the last @, since a password that is not escaped may have one in it.
     name_and_password, at, rest = uri.partition("://")[2].rpartition("@")
@@ -189,12 +200,18 @@ class Database:
 
         return await self.call(run)
 
+    async def now(self) -> datetime:
+        """The server's time, UTC."""
+        hello = await self.call(self.db.command, "hello", codec_options=CODEC)
+        now: datetime = hello["localTime"]
+        return now
+
     async def check(self) -> None:
-        """Raise StartupError unless the server is a replica set new enough, that this user may read."""
+        """Raise StartupError unless the server is a replica set new enough, where this user may do what is needed."""
         try:
             hello = await self.call(self._client.admin.command, "hello")
         except PyMongoError as error:
-            raise StartupError(f"MongoDB does not answer: {brief(error)}; check DLTASK_MONGODB_URI") from error
+            raise StartupError(_why_unusable(error)) from error
         if "setName" not in hello:
             raise StartupError(
                 "MongoDB runs without a replica set, which change streams need; start mongod with --replSet and run "
@@ -202,26 +219,56 @@ class Database:
             )
         if hello["maxWireVersion"] < 13:
             raise StartupError("MongoDB is older than 5.0; expected 5.0 or newer")
+        await self._check_user()
 
-    async def create_indexes(self) -> None:
-        """Create what is missing. Raises StartupError that names the duplicates which stand against a unique index."""
-        if problems := await self.mend_indexes():
-            raise StartupError(f"{'; '.join(problems)}; then start again")
+    async def _check_user(self) -> None:
+        # Now, since a worker would learn of some only at the end of its first training.
+        try:
+            who = await self.call(self._client.admin.command, "connectionStatus", showPrivileges=True)
+            users = who["authInfo"]["authenticatedUsers"]
+            if not users:
+                # Without access control there are no users; with it, who names none may do this much, and no read.
+                await self.call(self.collection("DL_TASK").find_one, {}, {"_id": True})
+                return
+        except PyMongoError as error:
+            raise StartupError(_why_unusable(error)) from error
+        if missing := lacking(who["authInfo"]["authenticatedUserPrivileges"], self.db.name):
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise StartupError(
+                f"MongoDB does not allow the user {users[0]['user']!r} in the database {self.db.name!r}: "
+                f"{', '.join(missing[:5])}{more}; grant it the role dltaskWorker (docs/security.md)"
+            )
 
-    async def mend_indexes(self) -> list[str]:
+    async def create_indexes(self, *names: str) -> None:
+        """Create what is missing, in these collections or in all.
+
+        Raises StartupError that names the duplicates which stand against a unique index.
+        """
+        if problems := await self.mend_indexes(*names):
+            raise StartupError("; ".join(problems))
+
+    async def mend_indexes(self, *names: str) -> list[str]:
         """Create what is missing, as far as it goes; returns why some could not be, and what to do about it."""
         problems = []
-        for name, indexes in INDEXES.items():
-            for index in indexes:
+        for name in names or INDEXES:
+            there = await self.call(self.collection(name).index_information)
+            for index in INDEXES[name]:
+                # Who only finds them needs no right to create them.
+                if _is_there(index, there):
+                    continue
                 try:
                     await self.call(self.collection(name).create_indexes, [index])
                 except OperationFailure as error:
-                    problems.append(
-                        await self._duplicates(name, index)
-                        if error.code == _DUPLICATE_KEY
-                        else f"cannot create index {name}.{index.document['name']}: {brief(error)}; mend that"
-                    )
+                    problems.append(await self._why_no_index(name, index, error))
+                    if error.code == _UNAUTHORIZED:
+                        break  # nor any other of this collection
         return problems
+
+    async def _why_no_index(self, name: str, index: IndexModel, error: OperationFailure) -> str:
+        if error.code == _DUPLICATE_KEY:
+            return await self._duplicates(name, index)
+        fix = "let a user create it that may (docs/security.md)" if error.code == _UNAUTHORIZED else "mend that"
+        return f"cannot create index {name}.{index.document['name']}: {brief(error)}; {fix}"
 
     async def missing_indexes(self) -> list[str]:
         """`COLLECTION.index` of each index that `create_indexes` would make."""
@@ -256,6 +303,36 @@ def away(error: StoreError) -> bool:
     return isinstance(error, ConnectionFailure)
 
 
+def _is_there(index: IndexModel, there: Mapping[str, Any]) -> bool:
+    """Whether `there`, a collection's index_information, has exactly this index; the server judges any other."""
+    wanted = {**index.document, "key": list(index.document["key"].items())}
+    found = there.get(wanted.pop("name"), {})
+    return {option: value for option, value in found.items() if option != "v"} == wanted
+
+
+def _why_unusable(error: PyMongoError) -> str:
+    """One line: why the server cannot be used, and what to mend in the URI."""
+    text, code = brief(error), getattr(error, "code", None)
+    if code in _AUTHENTICATION_FAILED:
+        return (
+            "MongoDB refuses the user: authentication failed; check user, password and authSource (the database that "
+            "the user was created in) in DLTASK_MONGODB_URI"
+        )
+    if code == _UNAUTHORIZED:
+        return f"MongoDB wants a user: {text}; expected DLTASK_MONGODB_URI with user:password@ and authSource"
+    if untrusted := re.search(r"certificate verify failed: (.*?)\.?( \(_ssl|$)", text):
+        return (
+            f"MongoDB's certificate is not trusted: {untrusted[1]}; check tlsCAFile in DLTASK_MONGODB_URI, the file of "
+            "the authority that signed it, and that the host is named as in the certificate"
+        )
+    if re.search("connection (is already )?closed|onnection reset", text):
+        return (
+            f"MongoDB does not answer: {text}; check DLTASK_MONGODB_URI: a server that requires TLS closes connections "
+            "without it (tls=true)"
+        )
+    return f"MongoDB does not answer: {text}; check DLTASK_MONGODB_URI"
+
+
 def refused(error: StoreError) -> bool:
     """Whether the server answered, and its answer was no: the same operation would end the same way again.
 
@@ -277,9 +354,11 @@ def refused(error: StoreError) -> bool:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an error, without the topology description that PyMongo appends."""
+    """The first line of an error, without the topology description, the time-outs and the command that are appended."""
     lines = str(error).split(", Timeout:")[0].split(", full error:")[0].splitlines()
-    return lines[0][:300] if lines else repr(error)[:300]
+    if not lines:
+        return repr(error)[:300]
+    return _COMMAND.sub(r"\1, … }", _TIMEOUTS.sub("", lines[0]))[:300]
 
 
 @asynccontextmanager
@@ -289,7 +368,14 @@ async def connect(uri: str, name: str) -> AsyncIterator[Database]:
         client: AsyncMongoClient[Document] = AsyncMongoClient(
             uri, timeoutMS=OPERATION_TIMEOUT_MS, connectTimeoutMS=5000, heartbeatFrequencyMS=2000, appname="dltask"
         )
-    except (InvalidURI, ConfigurationError, ValueError, TypeError) as error:
+    except (InvalidURI, ConfigurationError, ValueError, TypeError, OSError) as error:
+        file = error if isinstance(error, OSError) else error.__context__
+        if isinstance(file, OSError):
+            which = f"{file.filename}: " if file.filename else ""
+            raise StartupError(
+                f"DLTASK_MONGODB_URI names a certificate that cannot be used: {which}{file.strerror}; expected PEM "
+                "files that can be read as tlsCAFile and tlsCertificateKeyFile"
+            ) from None
         # PyMongo quotes what it could not make out: where a password is not escaped, that is some part of it.
         why = f": {brief(error)}" if "@" not in uri else ""
         raise StartupError(

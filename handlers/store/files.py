@@ -1,7 +1,12 @@
-"""GridFS: images, request messages, snapshots and models, reports."""
+"""GridFS: images, request messages, snapshots and models, reports.
+
+Neither `uploadDate` nor the time in an ObjectId says how old a file is: both are made by the clock of whoever wrote it,
+and a worker's may be days off. So that a file is an orphan is noted when it is first seen, with the server's time.
+"""
 
 import hashlib
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -10,18 +15,23 @@ import anyio
 from bson import MinKey, ObjectId
 from gridfs import NoFile
 from gridfs.errors import CorruptGridFile
+from pymongo.asynchronous.collection import AsyncCollection
 
-from handlers.store.database import Database
-
-#: What PyMongo makes of a record in `files` or `chunks` whose fields are missing or of other types.
-_WRONG_RECORD = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError)
+from handlers.store.database import Database, Document
 
 #: Bytes a read or write; one GridFS chunk is 255 kB.
 _BLOCK = 1 << 20
 
 
+#: Orphaned uploads that one look finds, at most.
+_MAX_ORPHANS = 1000
+
+#: What PyMongo's GridFS raises for documents that are none of GridFS's: chunks without data, a length in words.
+_MALFORMED = (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, AssertionError)
+
+
 class FileMissing(Exception):
-    """GridFS has no such file, or not all of it."""
+    """GridFS has no such file, not all of it, or other bytes than were stored."""
 
 
 class Bucket:
@@ -35,12 +45,20 @@ class Bucket:
         self._chunks = database.collection(f"{name}.chunks")
 
     async def put(self, path: Path, name: str, metadata: Mapping[str, Any] | None = None) -> ObjectId:
-        """Store the file at `path`; returns its id. What a failed upload began is removed."""
-        stream = self._bucket.open_upload_stream(name, metadata=dict(metadata or {}))
+        """Store the file at `path`; returns its id. What a failed upload began is removed.
+
+        Its sha256 goes into its metadata, so that whoever fetches it can tell damage.
+        """
+        described = dict(metadata or {})
+        stream = self._bucket.open_upload_stream(name, metadata=described)
+        digest = hashlib.sha256()
         try:
             async with await anyio.open_file(path, "rb") as file:
                 while block := await file.read(_BLOCK):
+                    digest.update(block)
                     await self._db.call(stream.write, block)
+            # Not before all was read: the stream writes its document, metadata and all, when it is closed.
+            described["sha256"] = digest.hexdigest()
             await self._db.call(stream.close)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -50,7 +68,10 @@ class Bucket:
         return file_id
 
     async def fetch(self, file_id: Any, path: Path) -> str:
-        """Write the file to `path`, whole or not at all; returns its sha256. Raises FileMissing."""
+        """Write the file to `path`, whole or not at all; returns its sha256.
+
+        Raises FileMissing, also where the bytes are not those whose sha256 stands in the file's metadata.
+        """
         digest = hashlib.sha256()
         part = path.with_name(f"{path.name}.part")
         try:
@@ -59,11 +80,20 @@ class Bucket:
                 while block := await self._db.call(stream.read, _BLOCK):
                     digest.update(block)
                     await file.write(block)
-        except (NoFile, CorruptGridFile, *_WRONG_RECORD) as error:
+            found, stored = digest.hexdigest(), _sha256(stream.metadata)
+            if stored not in (None, found):
+                raise CorruptGridFile(f"its sha256 is {found}; stored was {stored}")
+            part.replace(path)
+        except (NoFile, CorruptGridFile, *_MALFORMED) as error:
+            raise FileMissing(f"{self._name} {file_id}: {error}") from error
+        finally:
             part.unlink(missing_ok=True)
-            raise FileMissing(f"{self._name} {file_id}: {error!s:.200}") from error
-        part.replace(path)
-        return digest.hexdigest()
+        return found
+
+    async def lengths(self, file_ids: Iterable[Any]) -> dict[str, Any]:
+        """The length of each of these files that there is, in bytes, by its hex id."""
+        cursor = self._files.find({"_id": {"$in": list(file_ids)}}, {"length": True})
+        return {str(document["_id"]): document.get("length") for document in await self._db.call(cursor.to_list)}
 
     async def exists(self, file_id: Any) -> bool:
         """Whether there is a file with this id."""
@@ -76,21 +106,28 @@ class Bucket:
         except NoFile:
             pass
 
-    async def ours_older_than(self, seconds: float) -> AsyncGenerator[dict[Any, Any], None]:
-        """Files that a task left more than `seconds` ago by the server's clock: batches of {file id: its task's id}.
+    async def ours(self) -> AsyncGenerator[dict[Any, Any], None]:
+        """Files that a task left: batches of {file id: its task's id}.
 
         Files without a `task_id` in their metadata are somebody else's, and not listed.
         """
-        cursor = self._files.find(
-            {"metadata.task_id": {"$exists": True}, "$expr": _before("$uploadDate", seconds)},
-            {"metadata.task_id": True},
-        )
+        cursor = self._files.find({"metadata.task_id": {"$exists": True}}, {"metadata.task_id": True})
         async with aclosing(self._db.batches(cursor, 500)) as batches:
             async for batch in batches:
                 yield {document["_id"]: document["metadata"]["task_id"] for document in batch}
 
+    async def orphaned(self, file_ids: list[Any], seconds: float) -> list[Any]:
+        """Note of files that nothing refers to them; returns those of which that was noted `seconds` ago."""
+        return await self._noted(self._files, {"_id": {"$in": file_ids}}, "_id", "metadata.orphan_since", seconds)
+
+    async def not_orphaned(self, file_ids: list[Any]) -> None:
+        """Take back what `orphaned` noted of these files: something refers to them again."""
+        noted = {"_id": {"$in": file_ids}, "metadata.orphan_since": {"$exists": True}}
+        await self._db.call(self._files.update_many, noted, {"$unset": {"metadata.orphan_since": ""}})
+
     async def orphan_chunks(self, seconds: float) -> list[Any]:
-        """Up to 100 file ids that have chunks more than `seconds` old and no file: what a crash in an upload leaves.
+        """Note of chunks that they have no file, as a crash in an upload leaves them and as one under way has them;
+        returns the file ids of those of which that was noted `seconds` ago.
 
         Looks for them in the index `{files_id, n}` alone: the documents hold all the bytes of the bucket.
         """
@@ -99,37 +136,43 @@ class Bucket:
             [
                 {"$match": {"files_id": {"$gte": MinKey()}, "n": 0}},
                 {"$project": {"_id": False, "files_id": True}},
-                _joined(f"{self._name}.files", "files_id", "_id", "file", [{"$project": {"_id": 1}}]),
+                {
+                    "$lookup": {
+                        "from": f"{self._name}.files",
+                        "localField": "files_id",
+                        "foreignField": "_id",
+                        "as": "file",
+                        "pipeline": [{"$project": {"_id": 1}}],
+                    }
+                },
                 {"$match": {"file": []}},
-                _joined(
-                    f"{self._name}.chunks",
-                    "files_id",
-                    "files_id",
-                    "old",
-                    # Not every driver's chunk ids tell their age; of one that does not, it is never known.
-                    [
-                        {"$match": {"n": 0, "$expr": {"$eq": [{"$type": "$_id"}, "objectId"]}}},
-                        {"$match": {"$expr": _before({"$toDate": "$_id"}, seconds)}},
-                        {"$project": {"_id": 1}},
-                    ],
-                ),
-                {"$match": {"old": {"$ne": []}}},
-                {"$limit": 100},
+                {"$limit": _MAX_ORPHANS},
             ],
         )
-        return [row["files_id"] for row in await self._db.call(cursor.to_list)]
+        found = [row["files_id"] for row in await self._db.call(cursor.to_list)]
+        first = {"files_id": {"$in": found}, "n": 0}
+        return await self._noted(self._chunks, first, "files_id", "orphan_since", seconds) if found else []
+
+    async def _noted(
+        self, collection: AsyncCollection[Document], which: Document, key: str, field: str, seconds: float
+    ) -> list[Any]:
+        """Set `field` to the server's time where it is not set; the `key` of those where it was set `seconds` ago."""
+        await self._db.call(
+            collection.update_many, {**which, field: {"$exists": False}}, {"$currentDate": {field: True}}
+        )
+        long_ago = {"$lte": [f"${field}", {"$subtract": ["$$NOW", int(seconds * 1000)]}]}
+        cursor = collection.find({**which, field: {"$type": "date"}, "$expr": long_ago}, {key: True})
+        return [document[key] for document in await self._db.call(cursor.to_list)]
 
     async def delete_chunks(self, file_id: Any) -> None:
         """Remove the chunks of a file that is none."""
         await self._db.call(self._chunks.delete_many, {"files_id": file_id})
 
 
-def _before(date: Any, seconds: float) -> dict[str, Any]:
-    return {"$lt": [date, {"$subtract": ["$$NOW", int(seconds * 1000)]}]}
-
-
-def _joined(table: str, here: str, there: str, name: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"$lookup": {"from": table, "localField": here, "foreignField": there, "as": name, "pipeline": pipeline}}
+def _sha256(metadata: Any) -> str | None:
+    """The sha256 that a file's metadata give, lower-case hex, or None."""
+    value = metadata.get("sha256") if isinstance(metadata, Mapping) else None
+    return value.lower() if isinstance(value, str) and re.fullmatch("[0-9A-Fa-f]{64}", value) else None
 
 
 class Files:

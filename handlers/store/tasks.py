@@ -1,20 +1,22 @@
 """DL_TASK: every write to the task collection, one method each.
 
 The collection is the truth; everything else (change stream, timers, memory) only decides when to look. Two rules hold
-throughout. A write of a running task filters on `_id`, `owner` and `attempt`, the fence: whoever lost the task matches
-nothing and learns it. And a state change is one update that also writes `history`, with the server's clock (`$$NOW`);
-values that came from users stand under `$literal`, since a pipeline would expand `'$status'` in them.
+throughout. A write of a running task filters on `_id`, `create_time`, `owner` and `attempt`, the fence: whoever lost
+the task matches nothing and learns it. And a state change is one update that also writes `history`, with the server's
+clock (`$$NOW`); values that came from users stand under `$literal`, since a pipeline would expand `'$status'` in them.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import DocumentTooLarge, DuplicateKeyError
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, WriteConcernError
 
 from handlers.errors import LostTask
 from handlers.store.database import CODEC, Database, Document, StoreError, refused
@@ -104,6 +106,16 @@ CANCELLED = TaskError("cancelled", "the client set cancel_requested")
 
 
 @dataclass(frozen=True)
+class Head:
+    """The first of the queue: how many devices it needs, and whether it has waited longer than one should."""
+
+    needed: int
+    waited_long: bool
+    #: Whether nothing may run beside it.
+    runs_alone: bool
+
+
+@dataclass(frozen=True)
 class Waiting:
     """A task taken off a worker: what became of it, and after how many faults."""
 
@@ -188,10 +200,13 @@ class Tasks:
     def __init__(self, database: Database, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._db = database
         self._tasks = database.collection("DL_TASK")
-        #: For what clients wrote: see `documents`.
-        self._raw = self._tasks.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
         self.lease_seconds = lease_seconds
         self._lease_ms = int(lease_seconds * 1000)
+
+    @cached_property
+    def _raw(self) -> AsyncCollection[RawBSONDocument]:
+        """DL_TASK, for what clients wrote: see `documents`."""
+        return self._tasks.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
 
     # ---- a client's writes
 
@@ -337,8 +352,10 @@ class Tasks:
 
     # ---- claim
 
-    async def claim(self, owner: str, free: Mapping[str, int]) -> Document | None:
+    async def claim(self, owner: str, free: Mapping[str, int], *, idle: bool = True) -> Document | None:
         """Take the best PENDING task that fits into `free` devices (`{"CPU": 1, "GPU": 4}`), or None.
+
+        `idle`: nothing else runs on this worker, so that it may take a task that is to run alone.
 
         Atomic: of many claimers one gets it. Raises nothing for a queue that holds only what does not fit.
         """
@@ -368,19 +385,26 @@ class Tasks:
             },
             {"$unset": ["not_before", "error"]},
         ]
-        claimed = await self._db.call(
-            self._raw.find_one_and_update,
-            {
-                "status": TaskStatus.PENDING.name,
-                "$or": needs,
-                **_IN_QUEUE_INDEX,
-                "$expr": {"$and": [_due(), _IS_ADMITTED]},
-            },
-            update,
-            sort=QUEUE_ORDER,
-            projection=_WITHOUT_LISTS,
-            return_document=ReturnDocument.AFTER,
-        )
+        waiting = {
+            "status": TaskStatus.PENDING.name,
+            "$or": needs,
+            **({} if idle else {"runs_alone": {"$ne": True}}),
+            **_IN_QUEUE_INDEX,
+            "$expr": {"$and": [_due(), _IS_ADMITTED]},
+        }
+        try:
+            claimed = await self._db.call(
+                self._raw.find_one_and_update,
+                waiting,
+                update,
+                sort=QUEUE_ORDER,
+                projection=_WITHOUT_LISTS,
+                return_document=ReturnDocument.AFTER,
+            )
+        except AttributeError as error:
+            # What PyMongo 4.20 raises over a write concern error in a raw answer, which it wants to complete
+            # (`helpers_shared._get_wce_doc`): the claim is done, as after any other such error.
+            raise WriteConcernError("the claim was not confirmed by the other members") from error
         return None if claimed is None else _runnable(claimed)
 
     async def running_of(self, owner: str) -> list[Document]:
@@ -393,8 +417,8 @@ class Tasks:
         )
         return [_runnable(document) for document in await self._db.call(cursor.to_list)]
 
-    async def head(self, kind: str, total: int, patience_seconds: float) -> tuple[int, bool] | None:
-        """The best due task that fits into `total` devices of a kind: (devices needed, waited longer than patience)."""
+    async def head(self, kind: str, total: int, patience_seconds: float) -> Head | None:
+        """The best due task that fits into `total` devices of a kind."""
         found = await self._db.call(
             self._tasks.find_one,
             {
@@ -409,8 +433,9 @@ class Tasks:
                 "needed": {
                     "$convert": {"input": "$param_request.device_num", "to": "int", "onError": 0, "onNull": 0},
                 },
+                "runs_alone": True,
                 # Compared and not subtracted: so it is no error for a date that is none.
-                "waited": {
+                "waited_long": {
                     "$lt": [
                         {"$ifNull": ["$not_before", "$create_time"]},
                         {"$subtract": ["$$NOW", int(patience_seconds * 1000)]},
@@ -419,7 +444,9 @@ class Tasks:
             },
             sort=QUEUE_ORDER,
         )
-        return (found["needed"], found["waited"]) if found else None
+        if found is None:
+            return None
+        return Head(found["needed"], found["waited_long"], runs_alone=found.get("runs_alone") is True)
 
     # ---- the owner's writes, each behind the fence
 
@@ -505,7 +532,12 @@ class Tasks:
         if await self._end(self._fence(task), update, session):
             return True
         # Only the owner of an attempt ends it as SUCCEEDED, so one that stands there is this attempt's own.
-        ended = {"_id": task.key, "attempt": task.attempt, "status": status.name}
+        ended = {
+            "_id": task.key,
+            "create_time": task.create_time,
+            "attempt": task.attempt,
+            "status": status.name,
+        }
         if await self._db.call(self._tasks.find_one, ended, {"_id": True}, session=session) is None:
             raise LostTask(task.task_id)
         return False
@@ -574,13 +606,13 @@ class Tasks:
                 # Compared as values, whatever stands there: a document or a pattern would be a question of its own.
                 "owner": {"$eq": lost.owner},
                 "attempt": {"$eq": lost.attempt},
-                "$expr": self._lease_over(),
+                "$expr": {"$and": [self._lease_over(), _IS_ADMITTED]},
             },
         )
         error = TaskError(
             "lost_worker", f"worker {shown(lost.owner)} stopped renewing its lease in attempt {shown(lost.attempt)}"
         )
-        return await self._fault(fence, lost.attempt, error, None, None)
+        return await self._fault(fence, lost.attempt, error, None, None, worker_lost=True)
 
     async def cancel_waiting(self, key: Any = None) -> int:
         """End PENDING tasks whose client asked for that: the one with this `_id`, or all. Returns how many."""
@@ -620,6 +652,7 @@ class Tasks:
     def _fence(self, task: Task) -> Document:
         return {
             "_id": task.key,
+            "create_time": task.create_time,
             "owner": task.owner,
             "attempt": task.attempt,
             "status": TaskStatus.RUNNING.name,
@@ -660,6 +693,8 @@ class Tasks:
         error: TaskError,
         delay: float | None,
         batch_size_limit: int | None,
+        *,
+        worker_lost: bool = False,
     ) -> Waiting:
         over: Document = {"$gte": ["$failures", _count("max_attempts", 0)]}
         doubling = {"$min": [300_000, {"$multiply": [1000, {"$pow": [2, {"$subtract": ["$failures", 1]}]}]}]}
@@ -680,6 +715,10 @@ class Tasks:
         }
         if batch_size_limit is not None:
             fields["batch_size_limit"] = batch_size_limit
+        if worker_lost:
+            # A task that kills its worker takes those beside it along, and each of them is counted a fault. The last
+            # attempt shows which one it was.
+            fields["runs_alone"] = {"$gte": ["$failures", {"$subtract": [_count("max_attempts", 0), 1]}]}
         update: list[Document] = [{"$set": _COUNTED_FAULT}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
         try:
             after = await self._db.call(

@@ -10,6 +10,7 @@ import anyio.to_thread
 from handlers.errors import StartupError
 from handlers.store import Store, connect_store
 from handlers.store.database import StoreError, brief, masked
+from service.secrecy import child_environment
 from service.settings import Settings
 
 
@@ -83,7 +84,10 @@ def _gpu(settings: Settings) -> Check:
     if program is None:
         return Check("GPU", True, "none (no nvidia-smi)" + (", falls back to the CPU" if fallback else ""), without)
     try:
-        listed = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=30, check=False)
+        environment = child_environment(settings.mongodb_uri.get_secret_value())
+        listed = subprocess.run(
+            [program, "-L"], env=environment, capture_output=True, text=True, timeout=30, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check("GPU", False, f"nvidia-smi does not answer: {error}", "look after the driver")
     gpus = [line.split(" (UUID")[0] for line in listed.stdout.splitlines() if line.startswith("GPU ")]

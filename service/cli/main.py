@@ -54,6 +54,8 @@ def _explained(error: BaseException) -> str | None:
         return _masked(f"MongoDB does not answer as it should: {brief(error)}; check DLTASK_MONGODB_URI")
     if isinstance(error, ValidationError) and error.title == "Settings":
         first = error.errors(include_url=False)[0]
+        if not first["loc"]:  # between settings: it names them itself
+            return _masked(first["msg"].removeprefix("Value error, "))
         name = "DLTASK_" + "_".join(str(part) for part in first["loc"][:1]).upper()
         expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected").replace("\n", " ")
         return _masked(f"{name} is {str(first['input'])[:200]!r}; {expected}")
@@ -65,11 +67,10 @@ def _explained(error: BaseException) -> str | None:
 
 
 def _masked(text: str) -> str:
-    import os
-
+    from handlers.settings import uri_to_mask
     from handlers.store.database import masked
 
-    return masked(text, os.environ.get("DLTASK_MONGODB_URI", ""))
+    return masked(text, uri_to_mask())
 
 
 @app.command()

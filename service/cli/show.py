@@ -123,13 +123,19 @@ def why_waiting(
         return "is being cancelled"
     not_before = document.get("not_before")
     if isinstance(not_before, datetime) and not_before > now:
-        return f"retry at {iso(not_before)} after {document.get('failures')} faults"
+        failures = document.get("failures")
+        return f"retry at {iso(not_before)}" + (f" after {failures} faults" if failures else "")
     if not workers:
         return "no worker is alive"
     params = part(document, "param_request")
     kind, needed = str(params.get("device_type")), number(params.get("device_num"))
-    if all(number(part(worker, "devices").get(kind)) < needed for worker in workers):
+    able = [worker for worker in workers if number(part(worker, "devices").get(kind)) >= needed]
+    if not able:
         return f"needs {needed} {kind}; no live worker has them"
+    if all(worker.get("resting") is True for worker in able):
+        return "every worker that could take it rests after a fault of its machine (see its log)"
+    if document.get("runs_alone") is True:
+        return "waits for a worker that runs nothing else, since it has lost its worker before"
     position = next((place for place, other in enumerate(queue, 1) if same(other["_id"], document["_id"])), None)
     return f"position {position} of {len(queue)} in the queue" if position else "in the queue"
 

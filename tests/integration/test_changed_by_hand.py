@@ -42,6 +42,8 @@ NO_TASKS: list[dict[str, Any]] = [
     {"snapshot": "x"},
     {"batch_size_limit": 2**62},
     {"split": "test"},
+    {"create_time": "x"},
+    {"create_time": None},
 ]
 
 
@@ -69,9 +71,9 @@ async def test_one_that_is_no_task_any_more(store: Store, db: Db, change: dict[s
 @pytest.mark.parametrize("value", ["x", {}, None, 5, [1], float("nan")], ids=str)
 @pytest.mark.parametrize("end", ["succeed", "fail", "retry", "recover", "cancel"])
 async def test_any_value_where_an_update_counts_or_appends(store: Store, db: Db, value: Any, end: str) -> None:
-    """`history`, `failures`, `max_attempts`, `progress` and the times of any type: the task gets to its next state."""
+    """`history`, `failures`, `max_attempts`, `progress` and times of any type: the task gets to its next state."""
     key = await pending(store, db, 1)
-    names = ("history", "failures", "max_attempts", "not_before", "create_time", "start_time")
+    names = ("history", "failures", "max_attempts", "not_before", "start_time")
     change = {"$set": dict.fromkeys(names, value)}
     db.DL_TASK.update_one({"_id": key}, {"$set": {"progress": value}})
     db.DL_TASK.update_one({"_id": key}, change)
@@ -91,7 +93,9 @@ async def test_any_value_where_an_update_counts_or_appends(store: Store, db: Db,
         elif end == "retry":
             await store.tasks.retry(task, ERROR)
         else:
-            db.DL_TASK.update_one({"_id": key}, {"$set": {"lease_renewed_at": value}})
+            # Without a lease the time of admission counts.
+            times = {"lease_renewed_at": value, "create_time": datetime(2020, 1, 1, tzinfo=UTC)}
+            db.DL_TASK.update_one({"_id": key}, {"$set": times})
             (lost,) = await store.tasks.expired()
             await store.tasks.recover(lost)
     found = document(db, key)

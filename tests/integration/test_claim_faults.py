@@ -64,11 +64,11 @@ def next_claim_failing(store: Store, db: Db, how: dict[str, Any], raised: Callab
     """The next claim of the store fails in this way, those after it do not; `raised` is called when it has."""
     claim = store.tasks.claim
 
-    async def failed(*args: Any) -> Any:
+    async def failed(*args: Any, **kwargs: Any) -> Any:
         patch.undo()
         with failing(db, how):
             try:
-                return await claim(*args)
+                return await claim(*args, **kwargs)
             except StoreError:
                 raised()
                 raise

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import anyio
 import cv2
 import numpy as np
 import pytest
+from bson import ObjectId
 from gridfs import GridFSBucket
 from pymongo.database import Database
 
@@ -135,6 +137,20 @@ async def test_an_interrupted_import_goes_on(store: Store, db: Db, tmp_path: Pat
     assert sorted(image["file_name"] for image in db.IMG_INFO.find()) == sorted(names)
     for image in db.IMG_INFO.find():
         assert db.IMG_LAB_INFO.count_documents({"img_id": image["_id"]}) == 1
+
+
+async def test_an_import_removes_what_an_earlier_one_left_half(store: Store, db: Db, tmp_path: Path) -> None:
+    """Chunks without a file, a day after an import noted that: a crash leaves them, and one under way has them too."""
+    coco_folder(tmp_path, ["x.png"])
+    cut_off, under_way = ObjectId(), ObjectId()
+    noted = {"orphan_since": datetime(2020, 1, 1, tzinfo=UTC)}
+    # With the index that every driver makes before the first chunk.
+    db["images.chunks"].create_index([("files_id", 1), ("n", 1)], unique=True)
+    db["images.chunks"].insert_many([{"files_id": cut_off, "n": 0, **noted}, {"files_id": under_way, "n": 0}])
+    assert (await bring_in(store, open_source("coco", tmp_path, None, None))).images == 1
+    image = db.IMG_INFO.find_one()
+    assert image is not None
+    assert {chunk["files_id"] for chunk in db["images.chunks"].find()} == {under_way, image["file_id"]}
 
 
 async def test_the_same_names_in_two_data_sets(store: Store, db: Db, tmp_path: Path) -> None:

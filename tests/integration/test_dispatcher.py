@@ -9,6 +9,7 @@ import pytest
 from bson import Int64
 from pymongo.database import Database
 
+import service.dispatcher
 from handlers.store import Store
 from schemas.numbers import bson_uint64
 from schemas.params import check_params, stored_params
@@ -25,6 +26,7 @@ class FakeAttempt:
 
     def __init__(self, task: Task, devices: tuple[str, ...]) -> None:
         self.task, self.devices = task, devices
+        self.machine_failed = False
         self.endings: list[Ending] = []
         self.over = anyio.Event()
 
@@ -69,8 +71,8 @@ class Bench:
         """Wait until the dispatcher has looked at the queue three times more."""
         claim, enough, looks = self.store.tasks.claim, anyio.Event(), []
 
-        async def counted(*args: Any) -> Any:
-            found = await claim(*args)
+        async def counted(*args: Any, **kwargs: Any) -> Any:
+            found = await claim(*args, **kwargs)
             looks.append(found)
             if len(looks) == 3:
                 enough.set()
@@ -183,6 +185,22 @@ async def test_a_cancel_and_a_drain_reach_the_attempt(store: Store, db: Db) -> N
     assert not run.dispatcher.running
 
 
+async def test_a_task_that_was_inserted_again_ends_the_attempt_at_the_old_one(store: Store, db: Db) -> None:
+    """Under the same number, as its first attempt again, while the old one runs here: that one is lost at once."""
+    await pending(store, db, 1)
+    devices = Devices(cpus=2, gpus=0, fallback=False)
+    async with bench(store, devices) as run:
+        await run.until(1)
+        db.DL_TASK.delete_one({"task_id": 1})
+        await pending(store, db, 1)
+        assert await run.until(2) == [1, 1]
+        assert [attempt.endings for attempt in run.started] == [[Ending.LOST], []]
+        await run.looked_again()
+        assert run.dispatcher.running == ["1/1"]
+    assert run.started[1].endings == [Ending.DRAINED]
+    assert devices.free()["CPU"] == 2
+
+
 async def test_a_document_changed_by_hand_does_not_end_the_worker(store: Store, db: Db) -> None:
     """An admitted document that is no task any more is left to its lease; the next one runs, on all devices."""
     await pending(store, db, 1, priority=5)
@@ -190,3 +208,72 @@ async def test_a_document_changed_by_hand_does_not_end_the_worker(store: Store, 
     await pending(store, db, 2, number=2)
     async with bench(store, Devices(cpus=2, gpus=0, fallback=False)) as run:
         assert await run.until(1) == [2]
+
+
+async def lose(store: Store, db: Db, task_id: int, times: int) -> None:
+    """Have the task lose its worker so often."""
+    for _ in range(times):
+        db.DL_TASK.update_one({"task_id": task_id}, {"$unset": {"not_before": ""}})
+        task = Task.from_document(await store.tasks.claim("dead", {"CPU": 4}) or {})
+        assert task.task_id == task_id
+        db.DL_TASK.update_one({"_id": task.key}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+        (lost,) = await store.tasks.expired()
+        await store.tasks.recover(lost)
+    db.DL_TASK.update_one({"task_id": task_id}, {"$unset": {"not_before": ""}})
+
+
+async def test_the_last_attempt_after_lost_workers_runs_alone(store: Store, db: Db) -> None:
+    """What may have killed its worker twice gets a third attempt with nothing beside it, before and after its claim."""
+    await pending(store, db, 1)
+    await lose(store, db, 1, times=2)
+    await pending(store, db, 2, priority=1)
+    async with bench(store, Devices(cpus=4, gpus=0, fallback=False)) as made:
+        assert await made.until(1) == [2]
+        await made.looked_again()
+        assert len(made.started) == 1
+        made.started[0].over.set()
+        assert await made.until(2) == [2, 1]
+        await pending(store, db, 3)
+        made.dispatcher.wake()
+        await anyio.sleep(0.2)  # nothing tells that nothing happens
+        assert len(made.started) == 2
+        made.started[1].over.set()
+        assert await made.until(3) == [2, 1, 3]
+        made.started[2].over.set()
+
+
+async def test_a_task_that_is_to_run_alone_is_not_starved(store: Store, db: Db) -> None:
+    """Once it has waited long as the first of the queue, nothing else is begun until the worker is idle."""
+    await pending(store, db, 1, priority=1)
+    await lose(store, db, 1, times=2)
+    await pending(store, db, 2, priority=2)
+    async with bench(store, Devices(cpus=4, gpus=0, fallback=False), patience_seconds=-1) as made:
+        assert await made.until(1) == [2]
+        await pending(store, db, 3)
+        made.dispatcher.wake()
+        await anyio.sleep(0.2)
+        assert len(made.started) == 1
+        made.started[0].over.set()
+        assert await made.until(2) == [2, 1]
+        made.started[1].over.set()
+        assert await made.until(3) == [2, 1, 3]
+        made.started[2].over.set()
+
+
+async def test_after_a_fault_of_its_machine_a_worker_rests(
+    store: Store, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the queue to others for a while, longer with each fault in a row."""
+    monkeypatch.setattr(service.dispatcher, "_REST_SECONDS", 0.3)
+    for number in range(3):
+        await pending(store, db, number)
+    async with bench(store, Devices(cpus=1, gpus=0, fallback=False)) as made:
+        for number in range(2):
+            await made.until(number + 1)
+            made.started[number].machine_failed = True
+            ended = anyio.current_time()
+            made.started[number].over.set()
+            await made.until(number + 2)
+            # A rest is what is asked for here: no shorter than it should be, however slow the machine is.
+            assert anyio.current_time() - ended >= 0.3 * 2**number
+        made.started[2].over.set()

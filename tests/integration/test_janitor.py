@@ -1,4 +1,4 @@
-"""The janitor's rule: a file that a task left goes once it is old and nothing names it; all others stay."""
+"""The janitor's rule: a file that a task left goes a day after it was first found unnamed; all others stay."""
 
 import os
 from datetime import UTC, datetime
@@ -14,19 +14,26 @@ from pymongo.errors import AutoReconnect
 import service.janitor
 from handlers.images import ImageCache
 from handlers.store import Store
-from service.janitor import ORPHAN_SECONDS, keep_clean, remove_orphans
+from service.janitor import ORPHAN_SECONDS, keep_clean, remove_chunks, remove_orphans
 
 Db = Database[dict[str, Any]]
 OLD = datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def put(db: Db, bucket: str, *, task_id: Any = 1, old: bool = True) -> ObjectId:
-    """A file with its metadata; old by the date that the server knows."""
+def put(db: Db, bucket: str, *, task_id: Any = 1) -> ObjectId:
+    """A file with its metadata."""
     metadata = {} if task_id is None else {"metadata": {"task_id": task_id}}
     file_id: ObjectId = GridFSBucket(db, bucket).upload_from_stream("x", b"x" * 10, **metadata)
-    if old:
-        db[f"{bucket}.files"].update_one({"_id": file_id}, {"$set": {"uploadDate": OLD}})
     return file_id
+
+
+async def remove_after_a_day(store: Store, db: Db) -> int:
+    """What the janitor's first look a day after the last one removes."""
+    assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 0
+    for bucket in ("models", "messages", "reports", "images"):
+        for collection, field in (("files", "metadata.orphan_since"), ("chunks", "orphan_since")):
+            db[f"{bucket}.{collection}"].update_many({field: {"$exists": True}}, {"$set": {field: OLD}})
+    return await remove_orphans(store, older_than=ORPHAN_SECONDS)
 
 
 def kept(db: Db, bucket: str) -> set[ObjectId]:
@@ -37,11 +44,10 @@ def kept(db: Db, bucket: str) -> set[ObjectId]:
 
 
 async def test_what_nothing_names_goes_and_all_else_stays(store: Store, db: Db) -> None:
-    """Named by the task (snapshot, message, report) or by a model: stays. Young, or of nobody we know: stays."""
+    """Named by the task (snapshot, message, report) or by a model: stays. Of nobody we know: stays."""
     snapshot, model, lost_snapshot = (put(db, "models") for _ in range(3))
     message, lost_message = put(db, "messages"), put(db, "messages")
     report, lost_report = put(db, "reports"), put(db, "reports")
-    young = put(db, "models", old=False)
     foreign = [put(db, bucket, task_id=None) for bucket in ("models", "messages", "reports", "images")]
     image = put(db, "images")
     big = put(db, "models", task_id=Int64(2**63 - 1))
@@ -54,39 +60,70 @@ async def test_what_nothing_names_goes_and_all_else_stays(store: Store, db: Db) 
         }
     )
     db.DL_MODEL.insert_one({"model_name": "m", "version": 1, "task_id": 1, "file_id": model})
-    assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 4
+    assert await remove_after_a_day(store, db) == 4
+    young = put(db, "models")
+    assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 0
     assert kept(db, "models") == {snapshot, model, young, foreign[0]}
     assert kept(db, "messages") == {message, foreign[1]}
     assert kept(db, "reports") == {report, foreign[2]}
     assert kept(db, "images") == {image, foreign[3]}
     assert not {lost_snapshot, lost_message, lost_report, big} & kept(db, "models")
-    assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 0
 
 
 async def test_a_message_that_another_task_runs_on_stays(store: Store, db: Db) -> None:
     """Built by task 1, which is deleted; task 2 was given it."""
     message = put(db, "messages")
     db.DL_TASK.insert_one({"task_id": 2, "json_mongodb_id": str(message)})
+    assert await remove_after_a_day(store, db) == 0
+    db.DL_TASK.delete_many({})
+    assert await remove_after_a_day(store, db) == 1
+
+
+async def test_a_file_that_is_named_again_begins_a_new_day(store: Store, db: Db) -> None:
+    """Found unnamed once, as a file whose document is just being written, it is not removed for that later."""
+    message = put(db, "messages")
+    assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 0
+    db["messages.files"].update_one({"_id": message}, {"$set": {"metadata.orphan_since": OLD}})
+    db.DL_TASK.insert_one({"task_id": 2, "json_mongodb_id": str(message)})
     assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 0
     db.DL_TASK.delete_many({})
-    assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 1
+    assert await remove_after_a_day(store, db) == 1
 
 
-async def test_chunks_without_a_file_go_once_they_are_old(store: Store, db: Db) -> None:
-    """An upload that was cut off leaves chunks; one that is under way has them too, and is left alone."""
+async def test_no_date_but_the_servers_counts(store: Store, db: Db) -> None:
+    """A file, or a first chunk, that its writer's clock dates years back is as new as the server sees it."""
     long_ago = ObjectId.from_datetime(OLD)
-    cut_off, under_way, unknown = ObjectId(), ObjectId(), ObjectId()
-    whole = put(db, "images", old=False)
+    GridFSBucket(db, "models").upload_from_stream_with_id(long_ago, "x", b"x", metadata={"task_id": 1})
+    db["models.files"].update_one({"_id": long_ago}, {"$set": {"uploadDate": OLD}})
+    upload = ObjectId.from_datetime(OLD.replace(month=2))
+    db["models.chunks"].insert_one({"_id": ObjectId.from_datetime(OLD), "files_id": upload, "n": 0})
+    assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 0
+    noted = db["models.files"].find_one({"_id": long_ago})
+    server = db.command("hello")["localTime"].replace(tzinfo=UTC)
+    assert noted is not None
+    assert abs((server - noted["metadata"]["orphan_since"]).total_seconds()) < 60
+    assert await remove_after_a_day(store, db) == 2
+
+
+async def test_chunks_without_a_file_go_a_day_later(store: Store, db: Db) -> None:
+    """An upload that was cut off leaves chunks; one that is under way has them too, and is left alone. Whatever
+    their driver takes for ids.
+    """
+    whole = put(db, "images")
     for bucket in ("images", "models"):
         chunks = db[f"{bucket}.chunks"]
-        chunks.insert_many([{"_id": long_ago, "files_id": cut_off, "n": 0}, {"files_id": cut_off, "n": 1}])
-        chunks.insert_many([{"files_id": under_way, "n": 0}, {"_id": f"{bucket} 1", "files_id": unknown, "n": 0}])
-        chunks.insert_one({"_id": 5, "files_id": "any id", "n": 0})
-    assert await remove_orphans(store, older_than=ORPHAN_SECONDS) == 2
-    for bucket in ("images", "models"):
-        left = {chunk["files_id"] for chunk in db[f"{bucket}.chunks"].find()}
-        assert left - {whole} == {under_way, unknown, "any id"}
-    assert db["images.files"].count_documents({"_id": whole}) == 1
+        chunks.insert_many([{"files_id": "cut off", "n": 0}, {"files_id": "cut off", "n": 1}])
+        chunks.insert_one({"_id": f"{bucket} 1", "files_id": 5, "n": 0})
+    assert await remove_after_a_day(store, db) == 2
+    assert db["models.chunks"].count_documents({}) == 0
+    # The images are the platform's, and the janitor has no right to remove there: an import does it.
+    assert {chunk["files_id"] for chunk in db["images.chunks"].find()} == {whole, "cut off", 5}
+    assert await remove_chunks(store.files.images, older_than=ORPHAN_SECONDS) == 0
+    db["images.chunks"].update_many({"orphan_since": {"$exists": True}}, {"$set": {"orphan_since": OLD}})
+    assert await remove_chunks(store.files.images, older_than=ORPHAN_SECONDS) == 2
+    db["images.chunks"].insert_one({"files_id": "under way", "n": 0})
+    assert await remove_chunks(store.files.images, older_than=ORPHAN_SECONDS) == 0
+    assert {chunk["files_id"] for chunk in db["images.chunks"].find()} == {whole, "under way"}
 
 
 async def test_looking_for_chunks_reads_none(store: Store, db: Db) -> None:
@@ -131,6 +168,7 @@ async def test_it_goes_on_after_the_database_was_away(
         with monkeypatch.context() as patch:
             patch.setattr(service.janitor, "remove_orphans", away_first)
             patch.setattr(service.janitor.anyio, "sleep", next_hour)
+            patch.setattr(service.janitor, "ORPHAN_SECONDS", 0.0)
             await keep_clean(store, cache)
     assert rounds == [2]
     assert orphan not in kept(db, "models")

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def insert_task(db: Db, **fields: Any) -> Task:
         json_mongodb_id=None,
         owner="w",
         attempt=1,
+        create_time=datetime.now(UTC),
         snapshot=None,
         batch_size_limit=None,
     )

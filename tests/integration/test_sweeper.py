@@ -13,6 +13,7 @@ import service.sweeper
 from handlers.store import Store
 from schemas.task import Task
 from service.attempt import QUIET_RENEW_SECONDS
+from service.logs import Story
 from service.sweeper import Sweeper
 from tests.helpers import train_request
 
@@ -38,7 +39,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def sweeper(store: Store) -> Sweeper:
-    return Sweeper(store, owner="w", every_seconds=0.01, wake=lambda: None, describe=lambda: {"host": "here"})
+    return Sweeper(
+        store, owner="w", every_seconds=0.01, wake=lambda: None, describe=lambda: {"host": "here"}, story=Story()
+    )
 
 
 async def run_once(sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,10 +235,10 @@ async def test_a_lease_is_judged_only_after_two_renewal_intervals_without_an_err
     assert status() == "PENDING"
 
 
-async def test_a_task_that_cannot_be_taken_back_does_not_stop_the_others(
+async def test_a_task_changed_by_hand_does_not_stop_the_others(
     store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its count of failures was made a text by hand; the next one is taken back all the same."""
+    """A count of failures that is none any more is used up; the next task is taken back all the same."""
     db.DL_TASK.insert_many([train_request(1), train_request(2)])
     await run_once(sweeper, monkeypatch)
     for _ in range(2):
@@ -244,4 +247,4 @@ async def test_a_task_that_cannot_be_taken_back_does_not_stop_the_others(
     db.DL_TASK.update_one({"task_id": Int64(1)}, {"$set": {"failures": "many"}})
     clock.now += 100
     await run_once(sweeper, monkeypatch)
-    assert {task["task_id"]: task["status"] for task in db.DL_TASK.find()} == {1: "RUNNING", 2: "PENDING"}
+    assert {task["task_id"]: task["status"] for task in db.DL_TASK.find()} == {1: "FAILED", 2: "PENDING"}

@@ -13,11 +13,10 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from handlers.errors import StartupError
-from handlers.task_process import TaskProcess, _Settings
+from handlers.task_process import TaskProcess
 from schemas.enums import DeviceClass, ExpansionDataClass, TaskErrorCode, TaskTypeClass
 from schemas.numbers import bson_uint64
 from schemas.params import ParamClass
-from service.settings import Settings
 from tests.helpers import Service, ended
 
 Db = Database[dict[str, Any]]
@@ -262,14 +261,6 @@ def test_a_constructor_without_arguments_connects_nowhere(monkeypatch: pytest.Mo
     with pytest.raises(StartupError, match="is not a MongoDB URI") as error:
         process.task_test_result(1)
     assert "geheim" not in str(error.value)
-
-
-def test_the_settings_are_those_of_the_service() -> None:
-    """Same names, same defaults, same rules."""
-    for name, field in _Settings.model_fields.items():
-        same = Settings.model_fields[name]
-        assert (field.default, field.annotation) == (same.default, same.annotation)
-        assert str(field.metadata) == str(same.metadata)
 
 
 def test_a_database_named_in_the_environment(process: TaskProcess, mongo_uri: str, database_name: str) -> None:

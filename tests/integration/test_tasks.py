@@ -13,6 +13,7 @@ from pymongo.database import Database
 from handlers import train
 from handlers.detection.job import Trained
 from handlers.errors import LostTask, PermanentError
+from handlers.prepare import Uploads
 from handlers.store import Store
 from handlers.store.tasks import Expired, TaskError
 from schemas.enums import TaskStatus
@@ -144,6 +145,17 @@ async def test_cancel_of_one_leaves_the_others(store: Store, db: Db) -> None:
     assert await store.tasks.renew(task, None) is True
 
 
+async def test_a_copy_of_a_running_task_is_not_taken_from_its_owner(store: Store, db: Db) -> None:
+    """Its lease is over and it carries an owner, and it is nobody's yet: admission alone may write to it."""
+    task = await claimed(store, db)
+    copy = {**document(db, task), "_id": ObjectId(), "task_id": Int64(2), "lease_renewed_at": LONG_AGO}
+    db.DL_TASK.insert_one(copy)
+    assert await store.tasks.expired() == []
+    with pytest.raises(LostTask):
+        await store.tasks.recover(Expired(copy["_id"], 2, task.owner, task.attempt))
+    assert db.DL_TASK.find_one({"_id": copy["_id"]}) == copy
+
+
 async def test_a_forged_waiting_task_is_not_claimed_before_admission(store: Store, db: Db) -> None:
     """A copy of a PENDING document is PENDING in name only: not claimed, not cancelled, not recovered."""
     key = await pending(store, db, 1)
@@ -224,6 +236,28 @@ async def test_who_lost_the_task_can_change_nothing(store: Store, db: Db) -> Non
             await write(store, old)
         assert document(db, new) == before, name
         await store.tasks.finish(new, TaskStatus.FAILED, error=ERROR)
+
+
+async def test_a_task_that_was_inserted_again_is_another_one(store: Store, db: Db, tmp_path: Path) -> None:
+    """Under its old `_id` and number, and claimed by the same worker, as its first attempt: fenced all the same."""
+    old = await claimed(store, db)
+    db.DL_TASK.delete_one({"_id": old.key})
+    db.DL_TASK.insert_one({"_id": old.key, "task_id": Int64(1)})
+    assert await store.tasks.admit(old.key, fields(1))
+    new = await claim(store)
+    assert new is not None
+    assert (new.key, new.owner, new.attempt) == (old.key, old.owner, old.attempt)
+    before = document(db, new)
+    for name, write in WRITES.items():
+        with pytest.raises(LostTask):
+            await write(store, old)
+        assert document(db, new) == before, name
+    with pytest.raises(LostTask):
+        await finish(store, old, tmp_path)
+    await finish(store, new, tmp_path)
+    with pytest.raises(LostTask):
+        await finish(store, old, tmp_path)
+    assert db.DL_MODEL.count_documents({}) == 1
 
 
 async def test_an_end_state_never_changes(store: Store, db: Db) -> None:
@@ -543,8 +577,8 @@ def trained(folder: Path) -> Trained:
     )
 
 
-async def finish(store: Store, task: Task, folder: Path) -> dict[str, Any]:
-    return await train.finish(store, task, trained(folder), seconds=1.0, notes=())
+async def finish(store: Store, task: Task, folder: Path, uploads: Uploads | None = None) -> dict[str, Any]:
+    return await train.finish(store, task, trained(folder), uploads or Uploads(store, task), seconds=1.0, notes=())
 
 
 async def test_the_end_of_a_training_and_its_model_are_written_together(store: Store, db: Db, tmp_path: Path) -> None:
@@ -589,13 +623,28 @@ async def test_a_model_that_cannot_be_registered_leaves_the_task_running(store: 
 async def test_a_finish_that_is_tried_again_registers_once(store: Store, db: Db, tmp_path: Path) -> None:
     """The answer to a finish got lost: the second call changes nothing, and returns what the first one wrote."""
     task = await claimed(store, db)
-    first = await finish(store, task, tmp_path)
+    uploads = Uploads(store, task)
+    first = await finish(store, task, tmp_path, uploads)
     before = document(db, task)
-    again = await finish(store, task, tmp_path)
+    again = await finish(store, task, tmp_path, uploads)
     assert again == first
     assert document(db, task) == before
-    assert db.DL_MODEL.count_documents({}) == 1
-    assert db["models.files"].count_documents({}) == 1
+    model = db.DL_MODEL.find_one({})
+    assert model is not None
+    assert [file["_id"] for file in db["models.files"].find()] == [model["file_id"]]
+
+
+async def test_a_registered_file_stays_when_the_task_is_deleted(store: Store, db: Db, tmp_path: Path) -> None:
+    """The answer to a finish got lost, and then somebody deleted the task: the model keeps its file."""
+    task = await claimed(store, db)
+    uploads = Uploads(store, task)
+    await finish(store, task, tmp_path, uploads)
+    db.DL_TASK.delete_one({"_id": task.key})
+    with pytest.raises(LostTask):
+        await finish(store, task, tmp_path, uploads)
+    model = db.DL_MODEL.find_one({})
+    assert model is not None
+    assert [file["_id"] for file in db["models.files"].find()] == [model["file_id"]]
 
 
 async def test_trainings_of_one_name_that_finish_at_once_get_their_own_versions(

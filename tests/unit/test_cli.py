@@ -181,6 +181,8 @@ def test_why_a_task_waits() -> None:
     assert why_waiting(first, queue, [able], NOW) == "position 2 of 3 in the queue"
     assert why_waiting(first, queue, [unable], NOW) == "needs 2 GPU; no live worker has them"
     assert why_waiting(first, queue, [], NOW) == "no worker is alive"
+    assert "rests" in why_waiting(first, queue, [{**able, "resting": True}, unable], NOW)
+    assert "runs nothing else" in why_waiting({**first, "runs_alone": True}, queue, [able], NOW)
     retry = task(not_before=NOW + timedelta(seconds=60), failures=1)
     assert why_waiting(retry, [retry], [able], NOW) == "retry at 2026-01-02T03:05:05.000Z after 1 faults"
     assert why_waiting(task(cancel_requested=True), [], [able], NOW) == "is being cancelled"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import select
 import signal
 import subprocess
@@ -13,9 +15,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnxruntime
+from corpus import corpus
 from drawn import CLASSES, make_job, parse_events, write_job
 
 from handlers.detection.job import Failed, Job, Measured, Note, Progress, Snapshot, Started, Stopped, Trained
+
+# Under names that pytest does not take for test classes.
+from handlers.detection.job import Tested as Outcome
+from handlers.detection.job import TestedModel as RegisteredModel
+from schemas.result import MAX_EXAMPLES
+from tests.disks import small_disk
 
 COMMAND = (sys.executable, "-m", "handlers.detection")
 
@@ -46,7 +55,9 @@ def test_end_of_stdin_without_a_job_is_the_end() -> None:
 
 
 def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
-    """Unusable images are named and passed over; what comes out is a model that finds things, with pictures."""
+    """Unusable images are named and passed over, and boxes that cannot be; what comes out is a model that finds things,
+    with pictures. Memory stays bounded, and a test of the model on the same images passes over the same ones.
+    """
     job = make_job(tmp_path, 16, max_num_iters=3, dataset_expansion_lst=["HOR_FLIPE"], batch_size_limit=3)
     files = tmp_path / "images"
     files.joinpath("1.png").write_bytes(b"")
@@ -58,12 +69,18 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
     lines[6] = json.dumps({"id": 7, "reason": "GridFS has no such file"})
     job.images.write_text("\n".join(lines))
 
+    odd = add_odd_images(job)
+
     code, events, err = run(write_job(tmp_path, job))
 
     assert code == 0, err
     trained = events[-1]
     assert isinstance(trained, Trained)
+    skipped = {number: reason for number, reason in odd.items() if reason}
     reasons = {image.img_id: image.reason for image in trained.images.skipped_examples}
+    named = {number: reasons.pop(f"{number:024x}", None) for number in odd}
+    assert all(re.search(skipped[number], reason) for number, reason in named.items() if reason)
+    assert sum(reason is not None for reason in named.values()) == MAX_EXAMPLES - 6
     assert reasons == {
         f"{1:024x}": "the file is empty",
         f"{2:024x}": "the file is truncated",
@@ -72,7 +89,7 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
         f"{6:024x}": "the file cannot be read: No such file or directory",
         f"{7:024x}": "GridFS has no such file",
     }
-    assert (trained.images.used, trained.images.skipped) == (10, 6)
+    assert (trained.images.used, trained.images.skipped) == (10 + len(odd) - len(skipped), 6 + len(skipped))
     assert trained.metrics.on == "val"
     assert {row.class_name for row in trained.metrics.per_class} == set(CLASSES)
     assert (trained.iterations, trained.best_iteration, trained.resumed_from_iteration) == (3, 3, None)
@@ -95,6 +112,51 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
     boxes, scores, class_ids = session.run(None, {"images": np.zeros((2, 224, 224, 3), np.uint8)})
     assert (boxes.shape, scores.shape, class_ids.shape) == ((2, 100, 4), (2, 100), (2, 100))
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(CLASSES)
+
+    model = RegisteredModel(onnx=trained.onnx, class_names=trained.class_names, input_size=trained.input_size)
+    code, events, err = run(write_job(tmp_path, job.model_copy(update={"kind": "TEST", "model": model})))
+    assert code == 0, err
+    tested = events[-1]
+    assert isinstance(tested, Outcome)
+    assert (tested.images.used, tested.images.skipped) == (trained.images.used, trained.images.skipped)
+    assert len(tested.detections.read_text().splitlines()) == tested.images.used
+    # The most that any child of this process has held, in kB.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4_000_000
+
+
+def add_odd_images(job: Job) -> dict[int, str | None]:
+    """Add the corpus to the job's images, and boxes as nobody draws them: the reason for each number, if it is skipped.
+
+    The boxes: outside the image and across its edge, without area, of negative size, beyond all numbers; and 10,000 on
+    one image.
+    """
+    document = json.loads(job.message.read_text())
+    boxes = [
+        [500, 500, 5, 5],
+        [-10, -10, 30, 30],
+        [5, 5, 1e-30, 5],
+        [30, 30, -9, -9],
+        [1e308, 0, 1e308, 5],
+        [0, 0, 1e300, 9],
+    ]
+    odd = {}
+    first = len(document["image_info"]) + 1
+    for number, (name, (data, reason)) in enumerate(corpus().items(), first):
+        path = job.out.parent / "images" / f"{number}.jpg"
+        path.write_bytes(data)
+        odd[number] = reason
+        image = {"id": number, "file_name": name, "width": 0, "height": 0, "split": "train"}
+        document["image_info"].append(image | {"mongodb_id": f"{number:024x}"})
+        drawn = boxes
+        if name == "grey":
+            drawn = [[float(n % 60), float(n // 60 % 60), 3.0, 3.0] for n in range(10_000)]
+        for box in drawn:
+            label = {"image_id": number, "class_id": 1, "bbox": box, "area": 1.0, "mongodb_id": "0" * 24}
+            document["instance_info"].append(label | {"id": len(document["instance_info"]) + 1})
+        with job.images.open("a") as lines:
+            lines.write("\n" + json.dumps({"id": number, "path": str(path)}))
+    job.message.write_text(json.dumps(document))
+    return odd
 
 
 def test_without_validation_images_the_last_averaged_weights_are_kept(tmp_path: Path) -> None:
@@ -143,6 +205,19 @@ def test_a_loss_that_is_not_finite_names_iteration_and_images(tmp_path: Path) ->
 def test_a_batch_beyond_all_memory(tmp_path: Path) -> None:
     """Is said to be one, before the machine is brought down."""
     assert failure(tmp_path, make_job(tmp_path, 4, batch_size=4_000_000_000)).kind == "memory"
+
+
+def test_a_full_disk_is_the_machines_fault(tmp_path: Path) -> None:
+    """Another machine may do better. No half snapshot is announced."""
+    job = make_job(tmp_path, 4, max_num_iters=1)
+    with small_disk(tmp_path / "disk", 4) as disk:
+        code, events, err = run(write_job(tmp_path, job.model_copy(update={"out": disk / "out"})))
+    assert code == 1, err
+    failed = events[-1]
+    assert isinstance(failed, Failed)
+    assert failed.kind == "machine"
+    assert "No space left on device" in failed.message
+    assert not any(isinstance(event, Snapshot) for event in events)
 
 
 def test_a_message_that_is_none(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a job's files become: samples with boxes inside their image, checked references, a validation split."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ def test_samples_have_clipped_boxes_and_known_splits(tmp_path: Path) -> None:
         (lambda m: m["image_info"][1].update(id=1), "image_info.1.id"),
         (lambda m: m["image_info"][0].update(split="dev"), "image_info.0.split"),
         (lambda m: m["instance_info"][0].update(area=-1), "instance_info.0.area"),
+        (lambda m: m["instance_info"][0].update(bbox=[0, math.nan, 5, 5]), "instance_info.0.bbox.1"),
+        (lambda m: m["instance_info"][0].update(bbox=[0, 0, math.inf, 5]), "instance_info.0.bbox.2"),
+        (lambda m: m["instance_info"][0].update(bbox=[0, 0, 5]), "instance_info.0.bbox.3"),
     ],
 )
 def test_a_wrong_message_is_refused_with_its_field(tmp_path: Path, change: object, field: str) -> None:

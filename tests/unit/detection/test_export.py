@@ -1,8 +1,14 @@
 """The ONNX file finds what torch finds, for any batch size, and says so at the end of every training."""
 
+import errno
+import hashlib
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -10,11 +16,13 @@ from drawn import draw
 
 from handlers.detection import export as exporting
 from handlers.detection.data import fit
+from handlers.detection.errors import machine_fault
 from handlers.detection.export import ExportMismatch, best_boxes, check_export, export
 from handlers.detection.models import INPUT_SIZES, NETWORKS, Detector, MobileNetSSD
 from handlers.detection.weights import RANDOM_START, mobilenet_v2_weights
 from schemas.enums import ModelScopeClass
 from schemas.networks import NETWORKS as ADMITTED_NETWORKS
+from tests.disks import small_disk
 
 SIZE = INPUT_SIZES[ModelScopeClass.SMALL]
 
@@ -107,6 +115,59 @@ def test_every_scale_has_seven_levels_from_stride_eight(scope: ModelScopeClass) 
     assert len(network.default_boxes) == 6 * sum(m.shape[-1] ** 2 for m in maps)
 
 
+def test_no_room_for_the_file_is_the_machines_fault(
+    network: MobileNetSSD, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk says so, and is told apart from a fault of the export."""
+    # The conversion takes long, and has been made once.
+    converted = SimpleNamespace(model_proto=onnx.load(exported))
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: converted)
+    monkeypatch.setattr(exporting, "_append_suppression", lambda *args: None)
+    with small_disk(tmp_path / "disk", 1) as disk, pytest.raises(OSError, match="No space left") as raised:
+        export(network, ("square", "disc"), disk / "model.onnx")
+    assert machine_fault(raised.value) is raised.value
+    assert machine_fault(FileNotFoundError(errno.ENOENT, "not there")) is None
+
+
+class Payload:
+    """Unpickled with everything allowed, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_planted_weights_do_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw: bool) -> None:
+    """A file in torch's cache that is not the published one is never unpickled, whatever else there is, and even one
+    with the right hash may hold nothing but tensors.
+    """
+    planted = tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth"
+    planted.parent.mkdir()
+    payload = {"features.0.0.weight": Payload(tmp_path / "ran")}
+    if raw:
+        planted.write_bytes(pickle.dumps(payload, protocol=2))
+    else:
+        torch.save(payload, planted)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("handlers.detection.weights._PACKAGE", "no-such-package")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    assert mobilenet_v2_weights() == (None, RANDOM_START)
+    digest = hashlib.sha256(planted.read_bytes()).hexdigest()
+    monkeypatch.setattr("handlers.detection.weights._SHA256", digest)
+    with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights"):
+        mobilenet_v2_weights()
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(payload))
+    assert (tmp_path / "ran").exists(), "the payload works where it may run"
+
+
+def unreachable(*args: object, **kwargs: object) -> None:
+    raise OSError("no network")
+
+
 def test_weights_come_from_the_cache_only_if_they_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged file in torch's cache is passed over, and the result says where the weights were found instead."""
     (tmp_path / "checkpoints").mkdir()
@@ -119,11 +180,7 @@ def test_weights_come_from_the_cache_only_if_they_are_whole(tmp_path: Path, monk
 
 def test_a_random_start_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without any source of weights the network starts at random, and the result will say so."""
-
-    def unreachable(*args: object, **kwargs: object) -> None:
-        raise OSError("no network")
-
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("handlers.detection.weights._PACKAGE", "no-such-package")
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     assert mobilenet_v2_weights() == (None, RANDOM_START)

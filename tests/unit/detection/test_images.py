@@ -1,5 +1,7 @@
 """Image files as people have them are read as 8-bit RGB in the frame of their labels, or refused with a reason."""
 
+import errno
+import os
 import struct
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from corpus import TOO_LARGE, corpus, png_chunk
 
 from handlers.detection.data import ImageError, read_image
 
@@ -35,10 +38,6 @@ def with_exif(jpeg: bytes, orientation: int) -> bytes:
     tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
     body = b"Exif\0\0" + tiff
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def assert_is_picture(image: np.ndarray, tolerance: int = 0) -> None:
@@ -167,3 +166,55 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from handlers.detection.data import *; read_image(Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "bmp"], capture_output=True, text=True, check=False)
     assert "ImageError: the image has more than 100 megapixels" in done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name, (_, reason) in corpus().items() if reason != TOO_LARGE])
+def test_files_as_the_world_has_them(tmp_path: Path, name: str) -> None:
+    """Read as RGB, the first frame of an animation; or refused with a reason. Whatever the name ends in."""
+    data, reason = corpus()[name]
+    (tmp_path / "x.jpg").write_bytes(data)
+    if reason is None:
+        image = read_image(tmp_path / "x.jpg")
+        assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
+    else:
+        with pytest.raises(ImageError, match=reason):
+            read_image(tmp_path / "x.jpg")
+
+
+def test_bombs_of_every_format_take_no_memory(tmp_path: Path) -> None:
+    """A few bytes that claim hundreds of megapixels are refused before memory is taken for them."""
+    bombs = {name: data for name, (data, reason) in corpus().items() if reason == TOO_LARGE}
+    for name, data in bombs.items():
+        (tmp_path / name).write_bytes(data)
+    # In a process of its own, for the reason above and to see its memory.
+    code = """
+import sys
+from pathlib import Path
+from handlers.detection.data import ImageError, read_image
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        read_image(path)
+    except ImageError as error:
+        print(path.name, "|", error)
+status = Path("/proc/self/status").read_text()
+print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    *refused, kilobytes = done.stdout.splitlines()
+    assert [line.split(" | ")[0] for line in refused] == sorted(bombs)
+    assert all(TOO_LARGE in line for line in refused)
+    assert int(kilobytes) < 300_000
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOMEM])
+def test_a_fault_of_the_machine_is_no_fault_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """An image that this machine cannot read now is not left out of the training."""
+
+    def broken(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        read_image(tmp_path / "x")

@@ -62,6 +62,13 @@ def coloured(picture: np.ndarray) -> np.ndarray:
 # --- the sheet -------------------------------------------------------------------------------------------------------
 
 
+def test_ten_thousand_labels_do_not_take_hours(tmp_path: Path) -> None:
+    """Each label is placed around all others, so only the first few hundred are drawn; all of them are counted."""
+    rows = [((float(n % 500), float(n // 500 * 15), 9.0, 9.0), 1, False) for n in range(10_000)]
+    picture = sheet(tmp_path, [(image(), make_boxes(rows), detections([]))])
+    assert min(picture.shape[:2]) > 300
+
+
 def test_a_detection_is_drawn_where_it_is(tmp_path: Path) -> None:
     """Its four sides are in the class's colour; the picture within is left as it is."""
     picture = sheet(tmp_path, [(image(), NO_BOXES, detections([((100, 150, 200, 100), 2, 0.87)]))])
@@ -222,11 +229,10 @@ def test_without_validation_there_is_no_panel_for_it(tmp_path: Path) -> None:
         [{"loss": 3.0, "learning_rate": 1e-3}],
         [{"loss": 0.0}, {"loss": 5.0}],
         [{"loss": -1.0}, {"loss": 5.0}],
-        [{"loss": float("inf")}, {"loss": float("nan")}, {"map": float("nan")}],
         [{"map": 0.4, "map_50": 0.5}],
         [{"loss": 1e-30}, {"loss": 1e30}],
     ],
-    ids=["nothing", "one", "zero", "negative", "not finite", "validation only", "huge range"],
+    ids=["nothing", "one", "zero", "negative", "validation only", "huge range"],
 )
 def test_odd_measurements_are_drawn_without_a_warning(tmp_path: Path, values: list[dict[str, float]]) -> None:
     picture = curve(tmp_path, [Measured(iteration=i, values=row) for i, row in enumerate(values, 1)])

@@ -1,5 +1,6 @@
 """A training that was interrupted ends as if it had not been: bit for bit on the CPU, from a snapshot that is whole."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,61 @@ def test_a_snapshot_of_another_training_is_refused(tmp_path: Path) -> None:
     other = make_job(tmp_path, max_num_iters=8, resume_from=path)
     with pytest.raises(SnapshotError, match="has max_num_iters 9; this training has 8"):
         train(other, lambda event: None, lambda: True, Ranks())
+
+
+class Payload:
+    """Unpickled with everything allowed, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_planted_snapshot_does_not_run(tmp_path: Path) -> None:
+    """Neither as torch writes it nor as a plain pickle, nor with the payload among whole weights."""
+    job = make_job(tmp_path, max_num_iters=9)
+    whole = torch.load(last_snapshot(run_until(job, 1)).path, weights_only=True)
+    planted = tmp_path / "planted.pt"
+    payload = Payload(tmp_path / "ran")
+    among_weights = whole | {"state": whole["state"] | {"seed": payload}}
+    writers: list[Callable[[], object]] = [
+        lambda: torch.save(payload, planted),
+        lambda: torch.save(among_weights, planted),
+        lambda: torch.save(among_weights, planted, _use_new_zipfile_serialization=False),
+        lambda: planted.write_bytes(pickle.dumps(payload)),
+    ]
+    for write in writers:
+        write()
+        with pytest.raises(SnapshotError, match="cannot be read"):
+            train(job.model_copy(update={"resume_from": planted}), lambda event: None, lambda: True, Ranks())
+        assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda document: document.pop("identity"),
+        lambda document: document["identity"].pop("class_names"),
+        lambda document: document.update(state=None),
+        lambda document: document["state"].pop("optimizer"),
+        lambda document: document["state"].update(more=1),
+        lambda document: document["state"].update(best={"iteration": 1}),
+        lambda document: document["state"].update(network=5),
+        lambda document: document["state"]["network"].popitem(),
+    ],
+)
+def test_a_snapshot_with_parts_missing_is_refused(tmp_path: Path, whole: Path, damage: Callable[[Any], object]) -> None:
+    """A snapshot error, so that the training starts over, and not a bug, which would end it."""
+    document = torch.load(whole, weights_only=True)
+    damage(document)
+    torch.save(document, tmp_path / "damaged.pt")
+    job = make_job(tmp_path, max_num_iters=9, resume_from=tmp_path / "damaged.pt")
+    with pytest.raises(SnapshotError):
+        train(job, lambda event: None, lambda: True, Ranks())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return last_snapshot(run_until(make_job(tmp_path_factory.mktemp("whole"), max_num_iters=9), 1)).path

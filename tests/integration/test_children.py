@@ -1,0 +1,46 @@
+"""Child processes as the worker keeps them: one warm at most, none left over."""
+
+import os
+import sys
+from pathlib import Path
+
+import anyio
+
+from service.runner import Children
+from tests.chaos.processes import children_of
+
+#: The last argument tells them from other children of ours.
+WAITS = (sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.readline()", "waits")
+
+
+def waiting() -> int:
+    """How many such processes there are."""
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children_of(os.getpid())]
+    return sum(command.endswith(b"waits\0") for command in commands)
+
+
+async def test_attempts_that_begin_at_once_leave_one_warm_child() -> None:
+    """Each of them warms up the next one; only one is, and after the close there is none."""
+    async with anyio.create_task_group() as group:
+        children = Children(WAITS, dict(os.environ), group)
+        async with anyio.create_task_group() as attempts:
+            for _ in range(4):
+                attempts.start_soon(children.warm_up)
+        assert waiting() == 1
+        await children.close()
+        assert waiting() == 0
+
+
+async def test_a_warm_child_that_has_died_is_replaced() -> None:
+    """Nobody gets a dead child."""
+    async with anyio.create_task_group() as group:
+        children = Children(WAITS, dict(os.environ), group)
+        await children.warm_up()
+        assert children._warm is not None
+        first = children._warm
+        first.kill()
+        await first.wait()
+        await children.warm_up()
+        assert children._warm is not first
+        assert children._warm.alive
+        await children.close()
