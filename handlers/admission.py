@@ -51,7 +51,7 @@ async def admit(store: Store, key: Any) -> None:
             f"the document has {len(data)} bytes; expected at most {MAX_DOCUMENT_BYTES}: "
             "name a dataset and split, or send ids as ObjectIds",
         )
-        await _reject(store, key, None, too_large, drop_lists=True)
+        await _reject(store, key, None, too_large, drop_all=True)
         return
     try:
         document = strictly(data)
@@ -67,8 +67,8 @@ async def admit(store: Store, key: Any) -> None:
         log.info("task admitted", task_id=str(checked["task_id"]), task_type=checked["task_type"])
 
 
-async def _reject(store: Store, key: Any, task_id: Any, rejection: Rejection, **drop: bool) -> None:
-    if await store.tasks.reject(key, rejection, **drop):
+async def _reject(store: Store, key: Any, task_id: Any, rejection: Rejection, *, drop_all: bool = False) -> None:
+    if await store.tasks.reject(key, rejection, drop_all=drop_all):
         log.warning(
             "task rejected",
             task_id=shown(task_id),

@@ -46,8 +46,9 @@ class ParamClass:
     #: TRAIN: the name under which the next version is registered. TEST: `name` (newest version) or `name:version`.
     model_name: Annotated[str, Field(max_length=160)] = ""
     #: Each operation is applied to a training image with probability one half.
-    dataset_expansion_lst: list[
-        Annotated[ExpansionDataClass, BeforeValidator(lambda v: member(ExpansionDataClass, v))]
+    dataset_expansion_lst: Annotated[
+        list[Annotated[ExpansionDataClass, BeforeValidator(lambda v: member(ExpansionDataClass, v))]],
+        Field(max_length=100),
     ] = field(default_factory=list)
     #: The network, by name; see `schemas.networks`.
     net_model: Annotated[str, Field(max_length=160)] = "MobileNet"
@@ -65,6 +66,9 @@ class ParamClass:
     #: Steps between two saved snapshots; a last one is saved at the end.
     snap_shot_ivterval: Count64 = 10_000
 
+
+#: More than there are, with every alias beside its name.
+_MOST_PARAMS = 100
 
 _ADAPTER = TypeAdapter(ParamClass)
 
@@ -96,6 +100,9 @@ def check_params(raw: Any) -> ParamClass:
         raw = vars(raw)
     if not isinstance(raw, Mapping):
         raise ParamError("param_request", f"param_request is {shown(raw)}; expected a document of parameters")
+    if len(raw) > _MOST_PARAMS:
+        # Each that is none would be an error of its own: of half a million, naming the first takes a minute.
+        raise ParamError("param_request", f"param_request has {len(raw)} members; expected at most {_MOST_PARAMS}")
     named: dict[str, Any] = {}
     for key, value in raw.items():
         name = PARAM_ALIASES.get(str(key), str(key))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import bson
+from bson import Decimal128
 from bson.errors import BSONError, InvalidBSON
 from bson.raw_bson import RawBSONDocument
 
@@ -31,7 +32,11 @@ class Unnameable:
 
 
 class _Once(dict[str, Any]):
-    """A document in which no field may come twice: which one counts would be every reader's own guess."""
+    """A document in which no field may come twice.
+
+    Which one counts would be every reader's own guess. And an update by a pipeline that changes such a field aborts the
+    server, which cannot tell the difference to its oplog (6.0.5: document_diff_serialization.cpp, `result.second`).
+    """
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name in self:
@@ -49,21 +54,31 @@ def strictly(data: bytes) -> Document:
 
 
 def readable(raw: RawBSONDocument) -> Document:
-    """The document; of one that is no valid BSON nothing but its `_id`, which may be Unnameable."""
+    """The document; its `_id` may be Unnameable, and is all there is where the rest of it is no valid BSON."""
     data = bytes(raw.raw)
     key = _key(data)
     try:
-        return {**bson.decode(data, CODEC), "_id": key}
+        return {"_id": key, **bson.decode(_rest(data), CODEC)}
     except BSONError:
         return {"_id": key}
 
 
-def _key(data: bytes) -> Any:
+def _rest(data: bytes) -> bytes:
+    """The document without its `_id`."""
+    return _document(data[4 + len(_element(data)) : -1])
+
+
+def _element(data: bytes) -> bytes:
+    """The BSON element of the `_id`."""
     kind = data[4]
     size = _FIXED.get(kind, 0)
     if kind in _BESIDE_SIZE:
         size = struct.unpack_from("<i", data, _VALUE_AT)[0] + _BESIDE_SIZE[kind]
-    element = data[4 : _VALUE_AT + size]
+    return data[4 : _VALUE_AT + size]
+
+
+def _key(data: bytes) -> Any:
+    element = _element(data)
     alone = _document(element)
     try:
         key = bson.decode(alone, CODEC)["_id"]
@@ -74,10 +89,22 @@ def _key(data: bytes) -> Any:
     return Unnameable(element)
 
 
+def identity(raw: RawBSONDocument) -> Document:
+    """`task_id` and `task_type` of a document, where they are a number or a short text, and beyond doubt."""
+    try:
+        document = strictly(_rest(bytes(raw.raw)))
+    except BSONError:
+        return {}
+    plain = int | float | Decimal128 | str
+    found = {name: document.get(name) for name in ("task_id", "task_type")}
+    return {name: value for name, value in found.items() if isinstance(value, plain) and len(str(value)) < 100}
+
+
 def named(key: Any, conditions: Mapping[str, Any]) -> Mapping[str, Any]:
     """The filter for the document with this `_id`, if it meets `conditions`."""
     if isinstance(key, Unnameable):
-        return RawBSONDocument(_document(key.element + bson.encode(conditions)[4:-1]))
+        # Not side by side in one: PyMongo looks at the names in a filter, and would read this one for it.
+        return {"$and": [RawBSONDocument(_document(key.element)), conditions]}
     return {"_id": key, **conditions}
 
 

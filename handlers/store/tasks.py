@@ -20,7 +20,7 @@ from pymongo.errors import DocumentTooLarge, DuplicateKeyError, WriteConcernErro
 
 from handlers.errors import LostTask
 from handlers.store.database import CODEC, Database, Document, StoreError, refused
-from handlers.store.documents import Unnameable, named, readable
+from handlers.store.documents import Unnameable, identity, named, readable
 from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.numbers import bson_uint64
 from schemas.params import shown
@@ -35,9 +35,37 @@ HISTORY_LENGTH = 50
 #: Best first: the order of the queue.
 QUEUE_ORDER = [("priority", DESCENDING), ("create_time", ASCENDING)]
 
-#: Admission is one update filtered on this; a copy of an admitted document carries another document's id.
-_NOT_ADMITTED: Document = {"$expr": {"$ne": ["$admitted_id", "$_id"]}}
-_ADMITTED: Document = {"$expr": {"$eq": ["$admitted_id", "$_id"]}}
+
+def _once(document: str) -> Document:
+    """Whether no field of a document comes twice; true of what is none."""
+    names = {"$map": {"input": {"$objectToArray": document}, "in": "$$this.k"}}
+    once = {"$eq": [{"$size": names}, {"$size": {"$setUnion": [names]}}]}
+    return {"$cond": [{"$eq": [{"$type": document}, "object"]}, once, True]}
+
+
+#: Admission is one update filtered on its not being so; a copy of an admitted document carries another document's id.
+#: A client can forge the id, and then write fields twice, in places that our updates change: that update would abort
+#: the server (see `documents.strictly`). So such a document counts as not admitted, and admission rejects it.
+_IS_ADMITTED: Document = {
+    "$and": [
+        {"$eq": ["$admitted_id", "$_id"]},
+        _once("$$ROOT"),
+        _once("$error"),
+        {
+            "$allElementsTrue": [
+                {
+                    "$map": {
+                        "input": {"$cond": [{"$isArray": ["$history"]}, "$history", []]},
+                        "as": "change",
+                        "in": _once("$$change"),
+                    }
+                }
+            ]
+        },
+    ]
+}
+_ADMITTED: Document = {"$expr": _IS_ADMITTED}
+_NOT_ADMITTED: Document = {"$expr": {"$not": [_IS_ADMITTED]}}
 
 #: What the index `queue` holds, all waiting and running tasks among it; a query that does not say so cannot use it.
 _IN_QUEUE_INDEX: Document = {"error_code": int(TaskErrorCode.OK)}
@@ -144,18 +172,22 @@ def _literal(value: Any) -> Document:
     return {"$literal": value}
 
 
-def _only(*names: str) -> Document:
-    """The stage that drops everything else, and of these what is neither a number, a short text nor a date."""
-    plain = ["int", "long", "double", "decimal", "string", "date"]
-    kept: Document = {}
-    for name in names:
-        small = {"$lt": [{"$bsonSize": {"it": f"${name}"}}, 1000]}
-        kept[name] = {"$cond": [{"$and": [{"$in": [{"$type": f"${name}"}, plain]}, small]}, f"${name}", "$$REMOVE"]}
-    return {"$replaceWith": {"_id": "$_id", **kept}}
+def _kept(name: str) -> Document:
+    small = {"$lt": [{"$bsonSize": {"it": f"${name}"}}, 1000]}
+    return {"$cond": [small, f"${name}", "$$REMOVE"]}
 
 
 #: What an ended task keeps where its document has no room for its end.
-_ONLY_WHAT_ENDED = _only("task_id", "task_type", "attempt", "failures", "max_attempts", "create_time", "start_time")
+_ONLY_WHAT_ENDED: Document = {
+    "$replaceWith": {
+        "_id": "$_id",
+        "admitted_id": "$_id",
+        **{
+            name: _kept(name)
+            for name in ("task_id", "task_type", "attempt", "failures", "max_attempts", "create_time", "start_time")
+        },
+    }
+}
 
 
 def _too_large(error: StoreError) -> bool:
@@ -263,34 +295,45 @@ class Tasks:
             key,
             TaskStatus.PENDING,
             {**{name: _literal(value) for name, value in fields.items()}, "error_code": int(TaskErrorCode.OK)},
-            unset=(),
         )
 
-    async def reject(self, key: Any, rejection: Rejection, *, drop_lists: bool = False, drop_all: bool = False) -> bool:
+    async def reject(self, key: Any, rejection: Rejection, *, drop_all: bool = False) -> bool:
         """Make the document REJECTED; False if somebody else has answered it.
 
-        `drop_lists` unsets the id lists in the same write, to make room for the answer; `drop_all` whatever a client
-        wrote but for the number and the type of the task, if they are none that a reader would choke on.
+        `drop_all` drops what the client wrote, up to the task's number and type: a document can be too full for any
+        answer, or of a form that readers choke on.
         """
         error = TaskError(rejection.code.name, rejection.message, rejection.field, rejection.code)
         fields = {"error_code": int(rejection.code), "error": _literal(error.document()), "end_time": "$$NOW"}
         if not drop_all:
             try:
-                return await self._answer(key, TaskStatus.REJECTED, fields, unset=ID_LISTS if drop_lists else ())
+                return await self._answer(key, TaskStatus.REJECTED, fields)
             except StoreError as failure:
                 if not _too_large(failure):
                     raise
-        # Full to the brim with fields of the client's own: only what identifies the task can be kept.
-        return await self._answer(key, TaskStatus.REJECTED, fields, keep=True)
+        found = await self._db.call(self._raw.find_one, named(key, _NOT_ADMITTED), {"task_id": True, "task_type": True})
+        if found is None:
+            return False
+        bare = identity(found)
+
+        async def both(session: AsyncClientSession) -> bool:
+            # First a replacement, which alone can be trusted with any document, then the times, by the server's clock.
+            await self._db.call(self._tasks.replace_one, named(key, _NOT_ADMITTED), bare, session=session)
+            return await self._answer(key, TaskStatus.REJECTED, fields, session)
+
+        try:
+            return await self._db.transaction(both)
+        except DuplicateKeyError:
+            # Its number came twice, and the one that is left is another task's.
+            bare = {}
+            return await self._db.transaction(both)
 
     async def _answer(
         self,
         key: Any,
         status: TaskStatus,
         fields: Mapping[str, Any],
-        *,
-        unset: Sequence[str] = (),
-        keep: bool = False,
+        session: AsyncClientSession | None = None,
     ) -> bool:
         owned: Document = {
             "admitted_id": "$_id",
@@ -302,11 +345,9 @@ class Tasks:
             "history": [{"status": status.name, "at": "$$NOW", "attempt": 0}],
             **fields,
         }
-        cleared = [name for name in (*SERVICE_FIELDS, *unset) if name not in owned]
+        cleared = [name for name in SERVICE_FIELDS if name not in owned]
         pipeline: list[Document] = [{"$unset": cleared}, {"$set": owned}]
-        if keep:
-            pipeline.insert(0, _only("task_id", "task_type"))
-        answered = await self._db.call(self._tasks.update_one, named(key, _NOT_ADMITTED), pipeline)
+        answered = await self._db.call(self._tasks.update_one, named(key, _NOT_ADMITTED), pipeline, session=session)
         return bool(answered.modified_count)
 
     # ---- claim
@@ -349,7 +390,7 @@ class Tasks:
             "$or": needs,
             **({} if idle else {"runs_alone": {"$ne": True}}),
             **_IN_QUEUE_INDEX,
-            "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
+            "$expr": {"$and": [_due(), _IS_ADMITTED]},
         }
         try:
             claimed = await self._db.call(
@@ -384,7 +425,7 @@ class Tasks:
                 "status": TaskStatus.PENDING.name,
                 **_fits(kind, total),
                 **_IN_QUEUE_INDEX,
-                "$expr": {"$and": [_ADMITTED["$expr"], _due()]},
+                "$expr": {"$and": [_due(), _IS_ADMITTED]},
             },
             {
                 "_id": False,
@@ -547,7 +588,7 @@ class Tasks:
             {
                 "status": TaskStatus.RUNNING.name,
                 **_IN_QUEUE_INDEX,
-                "$expr": {"$and": [_ADMITTED["$expr"], self._lease_over()]},
+                "$expr": {"$and": [self._lease_over(), _IS_ADMITTED]},
             },
             {"task_id": True, "owner": True, "attempt": True},
         )
@@ -565,7 +606,7 @@ class Tasks:
                 # Compared as values, whatever stands there: a document or a pattern would be a question of its own.
                 "owner": {"$eq": lost.owner},
                 "attempt": {"$eq": lost.attempt},
-                "$expr": {"$and": [_ADMITTED["$expr"], self._lease_over()]},
+                "$expr": {"$and": [self._lease_over(), _IS_ADMITTED]},
             },
         )
         error = TaskError(
@@ -642,8 +683,7 @@ class Tasks:
             # Filled by hand since it was admitted. A transaction is over now; its end in another state will fit.
             if session is not None or not _too_large(failure):
                 raise
-            whole = [{"$set": {"admitted_id": "$_id"}}]
-            changed = await self._db.call(self._tasks.update_one, fence, [_ONLY_WHAT_ENDED, *whole, *update])
+            changed = await self._db.call(self._tasks.update_one, fence, [_ONLY_WHAT_ENDED, *update])
         return bool(changed.matched_count)
 
     async def _fault(

@@ -44,7 +44,7 @@ def big_cases(images: list[Any]) -> list[Case]:
     """Documents of 5 to 16 MB, in shapes that cost their reader much."""
 
     def case(kind: str, state: str, codes: set[int], **fields: Any) -> Case:
-        return Case(kind, {"task_id": NUMBER, **train_request(0), **fields} | {"task_id": NUMBER}, {state}, codes)
+        return Case(kind, {**train_request(0), "task_id": NUMBER, **fields}, {state}, codes)
 
     return [
         case("500,000 known ids", "SUCCEEDED", set(), img_mongodb_ids=[images[0]] * 500_000, dataset=None),
@@ -54,14 +54,14 @@ def big_cases(images: list[Any]) -> list[Case]:
         case("documents for ids", "REJECTED", {3}, img_mongodb_ids=[{"": {}}] * 550_000),
         case("junk text", "REJECTED", {7}, junk="x" * (15 * MB)),
         case("junk that is small enough", "SUCCEEDED", set(), junk="x" * (11 * MB)),
-        case("nested junk", "REJECTED", {7}, junk=[nested(50)] * 30_000),
+        case("nested junk", "REJECTED", {7}, junk=[nested(50)] * 35_000),
         case("task_id", "REJECTED", {7}, task_id="1" * (13 * MB)),
         case("task_id of many", "REJECTED", {4}, task_id=[0.5] * 600_000),
         case("parameters", "REJECTED", {7}, param_request={f"p{n}": n for n in range(700_000)}),
         case("model_name", "REJECTED", {7}, param_request={"model_name": "x" * (11 * MB)}),
         case("status", "SUCCEEDED", set(), status=["RUNNING"] * 400_000),
         Case("_id of 5 MB", {"_id": "x" * (5 * MB), **train_request(0), "task_id": NUMBER}, {"SUCCEEDED"}, set()),
-        Case("_id of 7 MB", {"_id": "x" * (7 * MB), **train_request(0), "task_id": NUMBER}, {"REJECTED"}, {7}),
+        Case("_id of 7 MB", {"_id": "x" * (7 * MB), **train_request(0), "task_id": NUMBER}, {"SUCCEEDED"}, set()),
         # Beside its copy in `admitted_id` there is no room for an answer.
         Case("_id of 9 MB", {"_id": "x" * (9 * MB), **train_request(0), "task_id": NUMBER}, {"NEW"}, set()),
     ]
@@ -142,13 +142,14 @@ class Found:
 def look(db: Db) -> dict[bytes, Found]:
     """Every document, by the bytes of its `_id`; NEW until this very document has been answered."""
     fields = dict.fromkeys(("status", "error_code", "error.kind", "error.message", "end_time"), True)
+    # By queries alone: what an aggregation gives back of an `_id` in which a key comes twice is another one.
+    not_its_own = {"$expr": {"$ne": ["$admitted_id", "$_id"]}}
+    new = {first_element(document.raw) for document in raw(db).find(not_its_own, {"_id": True})}
     seen = {}
-    for document in raw(db).aggregate([{"$project": {**fields, "own": {"$eq": ["$admitted_id", "$_id"]}}}]):
-        found = decoded(document)
-        state = str(found.get("status")) if found["own"] else "NEW"
-        seen[first_element(document.raw)] = Found(
-            state, found.get("error_code"), found.get("error"), found.get("end_time")
-        )
+    for document in raw(db).find({}, fields):
+        key, found = first_element(document.raw), decoded(document)
+        state = "NEW" if key in new else str(found.get("status"))
+        seen[key] = Found(state, found.get("error_code"), found.get("error"), found.get("end_time"))
     return seen
 
 
@@ -236,11 +237,11 @@ def test_documents_of_any_content(
     found = settle(db, service, rain)
 
     wrong = [
-        (case.kind, problem, document[:1500])
+        (problem, case.kind, case.codes, document[:1500])
         for key, (case, document) in rain.inserted.items()
         for problem in problems(case, found[key])
     ]
-    assert not wrong, (len(wrong), wrong[:5])
+    assert not wrong, "\n".join(str(one)[:2000] for one in wrong[:10])
     at_most, at_end = memory(service, "VmHWM") - at_start, memory(service, "VmRSS") - at_start
 
     # Behind everything that may still wait, forged priorities included.

@@ -18,6 +18,7 @@ from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.task import MAX_DOCUMENT_BYTES, SERVICE_FIELDS, Task
 from service.sweeper import Sweeper
+from tests.fuzz.raw_bson import Pairs, db_pointer, old_binary, raw_document, symbol, text
 from tests.helpers import train_request
 
 Db = Database[dict[str, Any]]
@@ -483,3 +484,86 @@ async def test_lists_where_single_values_belong_are_answered_with_a_code(
     answered = db.DL_TASK.find_one({"_id": key})
     assert answered is not None
     assert (answered["status"], answered["error_code"]) == ("REJECTED", 7)
+
+
+@pytest.mark.parametrize("forged", [False, True], ids=["new", "forged"])
+async def test_a_field_that_comes_twice(store: Store, db: Db, image_ids: list[ObjectId], forged: bool) -> None:
+    """Drivers disagree about which one counts, and an update by a pipeline that changed it would abort the server.
+
+    So the document is rejected by a replacement, also one that says of itself that it has been admitted. What it was
+    is kept where it is beyond doubt.
+    """
+    keys = []
+    names = (*SERVICE_FIELDS, *CLIENT_FIELDS, "error.x", "history.x", *(() if forged else ("comment.x",)))
+    for number, name in enumerate(names):
+        key = ObjectId()
+        document = {"_id": key, **train_request(number), "pad": "x" * 2000}
+        if forged:
+            # Whatever takes it up, be it a claim, a cancel or the end of its lease.
+            state = {
+                "admitted_id": key,
+                "error_code": 0,
+                "attempt": 1,
+                "failures": 0,
+                "cancel_requested": bool(number % 3),
+            }
+            document |= {**state, "status": "RUNNING" if number % 2 else "PENDING", "create_time": datetime.now(UTC)}
+            document |= {"lease_renewed_at": datetime(2000, 1, 1, tzinfo=UTC)}
+        field, _, nested = name.partition(".")
+        twice = Pairs((("x", 1), ("x", 2))) if nested else document.get(field, 1)
+        value = [twice] * 60 if field == "history" and nested else twice
+        pairs = (*((other, held) for other, held in document.items() if other != field), (field, value))
+        db.get_collection("DL_TASK").insert_one(raw_document(Pairs(pairs if nested else (*pairs, (field, value)))))
+        keys.append((key, name, number))
+    assert await store.tasks.cancel_waiting() == 0
+    assert await store.tasks.claim("w", {"CPU": 8}) is None
+    assert await store.tasks.expired() == []
+    for key, _, number in keys:
+        await sweeper_of(store).admit(key)
+        found = db.DL_TASK.find_one({"_id": key})
+        assert found is not None
+        assert_answered(found)
+        assert found["error_code"] == 7
+        assert "comes twice" in found["error"]["message"]
+        assert found.get("task_id", number) == number
+        assert "pad" not in found
+
+
+async def test_keys_that_no_driver_can_write(store: Store, db: Db, image_ids: list[ObjectId]) -> None:
+    """An `_id` that is not UTF-8, or lies about its length, is found by its bytes, and its document rejected.
+
+    A thousand of them in front would hide all others from the sweep, which knows them only by name.
+    """
+    keys = [text(b"\xff"), text(b"\xed\xa0\x80"), old_binary(9, b"ab"), db_pointer(b"x"), symbol(b"x")]
+    keys += [Pairs((("a", 1), ("a", 2))), Pairs((("\udcff", 1),))]
+    for number, key in enumerate(keys):
+        db.get_collection("DL_TASK").insert_one(raw_document({"_id": key, **train_request(number)}))
+    db.DL_TASK.insert_one(train_request(99))
+    await sweeper_of(store).sweep()
+    assert await store.tasks.new_keys(10) == []
+    found = await store.tasks.newest(100)
+    assert {(one["status"], one["error_code"]) for one in found if one["task_id"] != 99} == {("REJECTED", 7)}
+    assert sorted(one["task_id"] for one in found) == [*range(len(keys)), 99]
+    assert db.DL_TASK.count_documents({"status": "PENDING"}) == 1
+
+
+async def test_a_binary_that_lies_about_its_length(store: Store, db: Db, image_ids: list[ObjectId]) -> None:
+    """No driver can read a document with one: it is rejected, and everybody can read what is left of it."""
+    for number, name in enumerate(("comment", "task_type", "param_request", "history")):
+        document = {"_id": ObjectId(), **train_request(number), name: old_binary(99, b"ab")}
+        db.get_collection("DL_TASK").insert_one(raw_document(document))
+    assert [one["_id"] for one in await store.tasks.newest(10)]
+    await sweeper_of(store).sweep()
+    for found in db.DL_TASK.find():
+        assert_answered(found)
+        assert found["error_code"] == 7
+        assert "no valid BSON" in found["error"]["message"]
+
+
+async def test_parameters_by_the_hundred_thousand(store: Store, db: Db, image_ids: list[ObjectId]) -> None:
+    """Are counted and not looked at one by one, which would take a minute of the worker's time."""
+    many = {"model_name": "m", **{f"p{number}": number for number in range(300_000)}}
+    document = await answer(store, db, train_request(1, param_request=many))
+    assert (document["error_code"], "300001 members" in document["error"]["message"]) == (7, True)
+    params = {"model_name": "m", "dataset_expansion_lst": ["x"] * 300_000}
+    assert (await answer(store, db, train_request(2, param_request=params)))["error_code"] == 7
