@@ -554,16 +554,13 @@ class Tasks:
         fence = named(claimed["_id"], {"owner": owner, "status": TaskStatus.RUNNING.name})
         await self._end(fence, [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}])
 
-    async def release(self, task: Task, reason: str, *, delay: float = 0) -> None:
-        """Give the task back without blame (drain, preemption, database away): PENDING, due in `delay` seconds.
-
-        Raises LostTask.
-        """
+    async def release(self, task: Task, reason: str) -> None:
+        """Give the task back without blame (drain, preemption): PENDING at once. Raises LostTask."""
         update: list[Document] = [
             {
                 "$set": {
                     "status": TaskStatus.PENDING.name,
-                    "not_before": {"$add": ["$$NOW", int(delay * 1000)]},
+                    "not_before": "$$NOW",
                     "history": _history(TaskStatus.PENDING.name, attempt=task.attempt, reason=_literal(reason[:300])),
                 }
             },
