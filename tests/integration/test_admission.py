@@ -17,6 +17,7 @@ from handlers.store import Store, connect_store
 from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.task import MAX_DOCUMENT_BYTES, SERVICE_FIELDS, Task
+from service.logs import Story
 from service.sweeper import Sweeper
 from tests.fuzz.raw_bson import Pairs, db_pointer, old_binary, raw_document, symbol, text
 from tests.helpers import train_request
@@ -32,7 +33,7 @@ async def late_store(mongo_uri: str, database_name: str) -> AsyncIterator[Store]
 
 
 def sweeper_of(store: Store) -> Sweeper:
-    return Sweeper(store, owner="w", every_seconds=60, wake=lambda: None, describe=dict)
+    return Sweeper(store, owner="w", every_seconds=60, wake=lambda: None, describe=dict, story=Story())
 
 
 async def answer(store: Store, db: Db, document: dict[str, Any]) -> dict[str, Any]:
@@ -368,6 +369,8 @@ async def test_forged_service_fields_are_not_believed(store: Store, db: Db, imag
         "error": {"kind": "x"},
         "attempt": 9,
         "failures": 9,
+        "failed_at": 9,
+        "runs_alone": True,
         "owner": "me",
         "lease_renewed_at": datetime(2000, 1, 1, tzinfo=UTC),
         "not_before": datetime(2100, 1, 1, tzinfo=UTC),
