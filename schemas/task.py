@@ -113,6 +113,10 @@ class Task(BaseModel):
         is checked once more, the tables apart, which may change at any time.
         """
         task_id = _whole(document, "task_id", 0, UINT64_MAX)
+        create_time = document.get("create_time")
+        if not isinstance(create_time, datetime):
+            # Else it would be made of a number too, and be no part of the fence any more.
+            raise ValueError(f"create_time is {shown(create_time)}; expected a date")
         params = check_params(document.get("param_request"))
         _, version = split_model_name(params.model_name)
         task_type, split = document.get("task_type"), document.get("split")
@@ -131,7 +135,7 @@ class Task(BaseModel):
             json_mongodb_id=object_id(document.get("json_mongodb_id")),
             owner=document.get("owner"),
             attempt=_whole(document, "attempt", 1, 2**31 - 1),
-            create_time=document.get("create_time"),
+            create_time=create_time,
             snapshot=document.get("snapshot"),
             batch_size_limit=document.get("batch_size_limit"),
             runs_alone=document.get("runs_alone") is True,

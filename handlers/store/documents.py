@@ -56,9 +56,15 @@ def strictly(data: bytes) -> Document:
 def readable(raw: RawBSONDocument) -> Document:
     """The document; its `_id` may be Unnameable, and is all there is where the rest of it is no valid BSON."""
     data = bytes(raw.raw)
-    key = _key(data)
+    key, rest = _key(data), _rest(data)
+    again: Document = {}
+    if isinstance(key, Unnameable):
+        # Once it has been answered, what cannot be read stands there twice.
+        mark = key.element[:1] + b"admitted_id" + key.element[4:]
+        again = {"admitted_id": key} if mark in rest else {}
+        rest = _document(rest[4:-1].replace(mark, b""))
     try:
-        return {"_id": key, **bson.decode(_rest(data), CODEC)}
+        return {"_id": key, **bson.decode(rest, CODEC), **again}
     except BSONError:
         return {"_id": key}
 

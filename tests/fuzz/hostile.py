@@ -276,6 +276,8 @@ _FORGERIES: dict[str, list[Any]] = {
     "error": [{"kind": "x", "message": "y"}],
     "attempt": [0, 1, -1, 2**31, 2**63 - 1, [1], "x"],
     "failures": [0, 5, -5, 2**63 - 1, [1], "x"],
+    "failed_at": [0, 2**62, "x"],
+    "runs_alone": [True, "x"],
     "owner": ["me", None],
     "lease_renewed_at": [_LATER, _LONG_AGO, None],
     "not_before": [_LATER, _LONG_AGO],

@@ -369,6 +369,8 @@ async def test_forged_service_fields_are_not_believed(store: Store, db: Db, imag
         "error": {"kind": "x"},
         "attempt": 9,
         "failures": 9,
+        "failed_at": 9,
+        "runs_alone": True,
         "owner": "me",
         "lease_renewed_at": datetime(2000, 1, 1, tzinfo=UTC),
         "not_before": datetime(2100, 1, 1, tzinfo=UTC),
