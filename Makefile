@@ -2,9 +2,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench chaos recovery audit clean
+.PHONY: help setup demo test lint bench chaos fuzz recovery audit clean
 
 SECONDS ?= 600
+DOCUMENTS ?= 20000
 SEED ?= 1
 WORKERS ?= 4
 
@@ -33,6 +34,9 @@ bench: setup  ## run every script in benchmarks/
 # Not `make test` only longer: its last line is one JSON object, and nothing may print after it.
 chaos: setup  ## SECONDS=600 SEED=1 WORKERS=4: faults of workers and database, and what became of every task
 	@.venv/bin/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --workers $(WORKERS)
+
+fuzz: setup  ## DOCUMENTS=20000 SEED=1: hostile task documents against a real server and service
+	@DLTASK_FUZZ_DOCUMENTS=$(DOCUMENTS) DLTASK_FUZZ_SEED=$(SEED) .venv/bin/python -m pytest -q -s tests/fuzz
 
 recovery: setup  ## how soon the service is itself again after a fault (25 minutes)
 	@.venv/bin/python benchmarks/recovery.py
