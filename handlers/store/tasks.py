@@ -43,12 +43,10 @@ def _once(document: str) -> Document:
     return {"$cond": [{"$eq": [{"$type": document}, "object"]}, once, True]}
 
 
-#: Admission is one update filtered on its not being so; a copy of an admitted document carries another document's id.
-#: A client can forge the id, and then write fields twice, in places that our updates change: that update would abort
-#: the server (see `documents.strictly`). So such a document counts as not admitted, and admission rejects it.
-_IS_ADMITTED: Document = {
+#: Whether no field comes twice where our updates change a document: such an update would abort the server (see
+#: `documents.strictly`). Anybody may write it so, before its admission or after.
+_ONCE: Document = {
     "$and": [
-        {"$eq": ["$admitted_id", "$_id"]},
         _once("$$ROOT"),
         _once("$error"),
         {
@@ -64,6 +62,10 @@ _IS_ADMITTED: Document = {
         },
     ]
 }
+
+#: Admission is one update filtered on its not being so; a copy of an admitted document carries another document's id.
+#: One with a field that comes twice is not admitted, whatever it says: admission rejects it.
+_IS_ADMITTED: Document = {"$and": [{"$eq": ["$admitted_id", "$_id"]}, _ONCE]}
 _ADMITTED: Document = {"$expr": _IS_ADMITTED}
 _NOT_ADMITTED: Document = {"$expr": {"$not": [_IS_ADMITTED]}}
 
@@ -656,6 +658,7 @@ class Tasks:
             "owner": task.owner,
             "attempt": task.attempt,
             "status": TaskStatus.RUNNING.name,
+            "$expr": _ONCE,
         }
 
     def _lease_over(self) -> Document:
