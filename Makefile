@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench chaos recovery audit clean
+.PHONY: help setup demo test fuzz lint bench chaos recovery audit clean
 
 SECONDS ?= 600
 SEED ?= 1
@@ -20,6 +20,12 @@ demo: setup  ## train and test a detector on this machine: no MongoDB, no GPU ne
 
 test: setup  ## run every test
 	@.venv/bin/python -m pytest
+
+# As long as it is told: the tests take 1,000 documents. Its last lines on stdout say what became of them, as JSON.
+DOCUMENTS ?= 20000
+SEED ?= 1
+fuzz: setup  ## insert DOCUMENTS (20000) hostile documents while the service runs; SEED (1) says which
+	@DLTASK_FUZZ_DOCUMENTS=$(DOCUMENTS) DLTASK_FUZZ_SEED=$(SEED) .venv/bin/python -m pytest --timeout=7200 tests/fuzz
 
 lint: setup  ## ruff, strict mypy, and the layers (import-linter)
 	@.venv/bin/ruff check

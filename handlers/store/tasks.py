@@ -72,8 +72,8 @@ _NOT_ADMITTED: Document = {"$expr": {"$not": [_IS_ADMITTED]}}
 #: What the index `queue` holds, all waiting and running tasks among it; a query that does not say so cannot use it.
 _IN_QUEUE_INDEX: Document = {"error_code": int(TaskErrorCode.OK)}
 
-#: `admitted_id` repeats the `_id`, and both together must leave room in 16 MB.
-_MAX_KEY_BYTES = 8 * 1024 * 1024 - 8 * 1024
+#: `admitted_id` repeats the `_id`, and both together must leave room in 16 MB: for the least of answers.
+_MAX_KEY_BYTES = 8 * 1024 * 1024 - 64
 
 _WITHOUT_LISTS = dict.fromkeys(ID_LISTS, False)
 
