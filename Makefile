@@ -2,9 +2,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint bench chaos recovery audit clean
+.PHONY: help setup demo test lint bench chaos fuzz recovery audit clean
 
 SECONDS ?= 600
+DOCUMENTS ?= 20000
 SEED ?= 1
 WORKERS ?= 4
 
@@ -21,12 +22,6 @@ demo: setup  ## train and test a detector on this machine: no MongoDB, no GPU ne
 test: setup  ## run every test
 	@.venv/bin/python -m pytest
 
-# As long as it is told: the tests take 1,000 documents. Its last lines on stdout say what became of them, as JSON.
-DOCUMENTS ?= 20000
-SEED ?= 1
-fuzz: setup  ## insert DOCUMENTS (20000) hostile documents while the service runs; SEED (1) says which
-	@DLTASK_FUZZ_DOCUMENTS=$(DOCUMENTS) DLTASK_FUZZ_SEED=$(SEED) .venv/bin/python -m pytest --timeout=7200 tests/fuzz
-
 lint: setup  ## ruff, strict mypy, and the layers (import-linter)
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
@@ -39,6 +34,9 @@ bench: setup  ## run every script in benchmarks/
 # Not `make test` only longer: its last line is one JSON object, and nothing may print after it.
 chaos: setup  ## SECONDS=600 SEED=1 WORKERS=4: faults of workers and database, and what became of every task
 	@.venv/bin/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --workers $(WORKERS)
+
+fuzz: setup  ## DOCUMENTS=20000 SEED=1: hostile task documents against a real server and service
+	@DLTASK_FUZZ_DOCUMENTS=$(DOCUMENTS) DLTASK_FUZZ_SEED=$(SEED) .venv/bin/python -m pytest -q --timeout=7200 tests/fuzz
 
 recovery: setup  ## how soon the service is itself again after a fault (25 minutes)
 	@.venv/bin/python benchmarks/recovery.py

@@ -114,6 +114,10 @@ class Child:
             self.kill()
             with anyio.move_on_after(_KILL_SECONDS):
                 await self._process.wait()
+            # Else, when the worker ends at once, asyncio complains of a pipe that nobody closed. Not for long, since a
+            # grandchild may hold it open.
+            with anyio.move_on_after(1):
+                await self._stderr_done.wait()
             # Not `aclose()`, which would wait for the process without end.
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:

@@ -51,9 +51,10 @@ def assign(boxes: Boxes, default_corners: Floats) -> Assignment:
         overlap = _intersections(corners, default_corners)
         iou = overlap / (_areas(corners)[:, None] + default_sizes[None] - overlap)
         own[start : start + _BLOCK] = iou.argmax(axis=1)
-        more = iou.max(axis=0) > most
+        highest = iou.max(axis=0)
+        more = highest > most
         owner[more] = start + iou.argmax(axis=0)[more]
-        most[more] = iou.max(axis=0)[more]
+        most[more] = highest[more]
     matched = np.where(most >= MATCH_IOU, owner, -1)
     matched[own] = np.arange(len(objects))
     rows = np.flatnonzero(matched >= 0)

@@ -21,6 +21,21 @@ from pymongo.errors import DocumentTooLarge, DuplicateKeyError, WriteConcernErro
 from handlers.errors import LostTask
 from handlers.store.database import CODEC, Database, Document, StoreError, refused
 from handlers.store.documents import Unnameable, identity, named, readable
+from handlers.store.expressions import (
+    ADMITTED,
+    COUNTED_FAULT,
+    IN_QUEUE_INDEX,
+    IS_ADMITTED,
+    NOT_ADMITTED,
+    ONCE,
+    ONLY_WHAT_ENDED,
+    count,
+    due,
+    fits,
+    history,
+    is_count,
+    literal,
+)
 from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.numbers import bson_uint64
 from schemas.params import shown
@@ -29,48 +44,9 @@ from schemas.task import ID_LISTS, SERVICE_FIELDS, Task
 #: Seconds without a renewal after which another worker may take the task over.
 LEASE_SECONDS = 45
 
-#: State changes kept in a document.
-HISTORY_LENGTH = 50
-
 #: Best first: the order of the queue.
 QUEUE_ORDER = [("priority", DESCENDING), ("create_time", ASCENDING)]
 
-
-def _once(document: str) -> Document:
-    """Whether no field of a document comes twice; true of what is none."""
-    names = {"$map": {"input": {"$objectToArray": document}, "in": "$$this.k"}}
-    once = {"$eq": [{"$size": names}, {"$size": {"$setUnion": [names]}}]}
-    return {"$cond": [{"$eq": [{"$type": document}, "object"]}, once, True]}
-
-
-#: Whether no field comes twice where our updates change a document: such an update would abort the server (see
-#: `documents.strictly`). Anybody may write it so, before its admission or after.
-_ONCE: Document = {
-    "$and": [
-        _once("$$ROOT"),
-        _once("$error"),
-        {
-            "$allElementsTrue": [
-                {
-                    "$map": {
-                        "input": {"$cond": [{"$isArray": ["$history"]}, "$history", []]},
-                        "as": "change",
-                        "in": _once("$$change"),
-                    }
-                }
-            ]
-        },
-    ]
-}
-
-#: Admission is one update filtered on its not being so; a copy of an admitted document carries another document's id.
-#: One with a field that comes twice is not admitted, whatever it says: admission rejects it.
-_IS_ADMITTED: Document = {"$and": [{"$eq": ["$admitted_id", "$_id"]}, _ONCE]}
-_ADMITTED: Document = {"$expr": _IS_ADMITTED}
-_NOT_ADMITTED: Document = {"$expr": {"$not": [_IS_ADMITTED]}}
-
-#: What the index `queue` holds, all waiting and running tasks among it; a query that does not say so cannot use it.
-_IN_QUEUE_INDEX: Document = {"error_code": int(TaskErrorCode.OK)}
 
 #: `admitted_id` repeats the `_id`, and both together must leave room in 16 MB: for the least of answers.
 _MAX_KEY_BYTES = 8 * 1024 * 1024 - 64
@@ -135,67 +111,6 @@ class Expired:
     attempt: Any
 
 
-def _history(status: Any, **fields: Any) -> Document:
-    """The expression that appends one state change, keeping the newest."""
-    entry = {"status": status, "at": "$$NOW", **fields}
-    before = {"$cond": [{"$isArray": ["$history"]}, "$history", []]}
-    return {"$slice": [{"$concatArrays": [before, [entry]]}, -HISTORY_LENGTH]}
-
-
-def _is_count(name: str) -> Document:
-    """Whether the field holds a number that can be counted up. An update that failed on one document's would stop all
-    that wait behind it, and anybody may write any value into a document that has been admitted.
-    """
-    field = f"${name}"
-    return {"$and": [{"$isNumber": field}, {"$gte": [field, 0]}, {"$lt": [field, 2**31]}]}
-
-
-def _count(name: str, otherwise: int) -> Document:
-    return {"$cond": [_is_count(name), f"${name}", otherwise]}
-
-
-#: The iteration of the snapshot that the next attempt would go on from, and the furthest one of any fault so far.
-_KEPT: Document = {"$ifNull": ["$snapshot.iteration", 0]}
-_KEPT_BEFORE: Document = {"$ifNull": ["$failed_at", 0]}
-
-#: A count that is none is taken for used up.
-_FAILURES = _count("failures", 2**31 - 1)
-
-#: One fault more, or the first one since a snapshot got further than at any fault before. Else a long training on
-#: machines that are often lost would use up its attempts although each of them got on. One that dies at the same place
-#: again and again does not begin anew, also when its snapshot was unusable and it had to come that far once more.
-_COUNTED_FAULT: Document = {
-    "failures": {"$cond": [{"$gt": [_KEPT, _KEPT_BEFORE]}, 1, {"$add": [_FAILURES, 1]}]},
-    "failed_at": {"$max": [_KEPT, _KEPT_BEFORE]},
-}
-
-
-def _literal(value: Any) -> Document:
-    return {"$literal": value}
-
-
-def _kept(name: str) -> Document:
-    small = {"$lt": [{"$bsonSize": {"it": f"${name}"}}, 1000]}
-    return {"$cond": [small, f"${name}", "$$REMOVE"]}
-
-
-#: What an ended task keeps where its document has no room for its end.
-_ONLY_WHAT_ENDED: Document = {
-    "$replaceWith": {
-        "_id": "$_id",
-        "admitted_id": "$_id",
-        **{
-            name: _kept(name)
-            for name in ("task_id", "task_type", "attempt", "failures", "max_attempts", "create_time", "start_time")
-        },
-    }
-}
-
-
-def _too_large(error: StoreError) -> bool:
-    return isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE
-
-
 class Tasks:
     """The task collection. `lease_seconds` is a setting of tests; every worker of a fleet needs the same."""
 
@@ -238,7 +153,7 @@ class Tasks:
         fields = {**_WITHOUT_LISTS, "history": False, "result.metrics.per_class": False}
         for which in (
             {"admitted_id": None},
-            {"status": {"$in": ["RUNNING", "PENDING"]}, "admitted_id": {"$ne": None}, **_IN_QUEUE_INDEX},
+            {"status": {"$in": ["RUNNING", "PENDING"]}, "admitted_id": {"$ne": None}, **IN_QUEUE_INDEX},
             {"status": {"$in": ["SUCCEEDED", "FAILED", "CANCELLED", "REJECTED"]}, "admitted_id": {"$ne": None}},
         ):
             cursor = self._raw.find(which, fields).sort("create_time", DESCENDING)
@@ -260,7 +175,7 @@ class Tasks:
 
     async def unadmitted(self, key: Any) -> bytes | None:
         """The whole document, if it is there and not yet admitted or rejected; see `documents.strictly`."""
-        found = await self._db.call(self._raw.find_one, named(key, _NOT_ADMITTED))
+        found = await self._db.call(self._raw.find_one, named(key, NOT_ADMITTED))
         return None if found is None else bytes(found.raw)
 
     async def new_keys(self, limit: int) -> list[Any]:
@@ -296,7 +211,7 @@ class Tasks:
         return await self._answer(
             key,
             TaskStatus.PENDING,
-            {**{name: _literal(value) for name, value in fields.items()}, "error_code": int(TaskErrorCode.OK)},
+            {**{name: literal(value) for name, value in fields.items()}, "error_code": int(TaskErrorCode.OK)},
         )
 
     async def reject(self, key: Any, rejection: Rejection, *, drop_all: bool = False) -> bool:
@@ -306,21 +221,21 @@ class Tasks:
         answer, or of a form that readers choke on.
         """
         error = TaskError(rejection.code.name, rejection.message, rejection.field, rejection.code)
-        fields = {"error_code": int(rejection.code), "error": _literal(error.document()), "end_time": "$$NOW"}
+        fields = {"error_code": int(rejection.code), "error": literal(error.document()), "end_time": "$$NOW"}
         if not drop_all:
             try:
                 return await self._answer(key, TaskStatus.REJECTED, fields)
             except StoreError as failure:
                 if not _too_large(failure):
                     raise
-        found = await self._db.call(self._raw.find_one, named(key, _NOT_ADMITTED), {"task_id": True, "task_type": True})
+        found = await self._db.call(self._raw.find_one, named(key, NOT_ADMITTED), {"task_id": True, "task_type": True})
         if found is None:
             return False
         bare = identity(found)
 
         async def both(session: AsyncClientSession) -> bool:
             # First a replacement, which alone can be trusted with any document, then the times, by the server's clock.
-            await self._db.call(self._tasks.replace_one, named(key, _NOT_ADMITTED), bare, session=session)
+            await self._db.call(self._tasks.replace_one, named(key, NOT_ADMITTED), bare, session=session)
             return await self._answer(key, TaskStatus.REJECTED, fields, session)
 
         try:
@@ -343,13 +258,13 @@ class Tasks:
             "attempt": 0,
             "failures": 0,
             "create_time": "$$NOW",
-            # A literal list, not `_history`: what stands there was forged or belongs to the copied document.
+            # A literal list, not `history`: what stands there was forged or belongs to the copied document.
             "history": [{"status": status.name, "at": "$$NOW", "attempt": 0}],
             **fields,
         }
         cleared = [name for name in SERVICE_FIELDS if name not in owned]
         pipeline: list[Document] = [{"$unset": cleared}, {"$set": owned}]
-        answered = await self._db.call(self._tasks.update_one, named(key, _NOT_ADMITTED), pipeline, session=session)
+        answered = await self._db.call(self._tasks.update_one, named(key, NOT_ADMITTED), pipeline, session=session)
         return bool(answered.modified_count)
 
     # ---- claim
@@ -362,15 +277,15 @@ class Tasks:
         Atomic: of many claimers one gets it. Raises nothing for a queue that holds only what does not fit.
         """
         # One that cannot be counted up stays, for the worker to end that task with a reason.
-        raised = {"$cond": [_is_count("attempt"), {"$add": ["$attempt", 1]}, "$attempt"]}
-        needs = [_fits(kind, number) for kind, number in free.items() if number > 0]
+        raised = {"$cond": [is_count("attempt"), {"$add": ["$attempt", 1]}, "$attempt"]}
+        needs = [fits(kind, number) for kind, number in free.items() if number > 0]
         if not needs:
             return None
         update: list[Document] = [
             {
                 "$set": {
                     "status": TaskStatus.RUNNING.name,
-                    "owner": _literal(owner),
+                    "owner": literal(owner),
                     "attempt": raised,
                     "lease_renewed_at": "$$NOW",
                     "start_time": {"$ifNull": ["$start_time", "$$NOW"]},
@@ -382,7 +297,7 @@ class Tasks:
                             {"iteration": 0, "max_num_iters": "$param_request.max_num_iters", "updated_at": "$$NOW"},
                         ]
                     },
-                    "history": _history(TaskStatus.RUNNING.name, attempt=raised, owner=_literal(owner)),
+                    "history": history(TaskStatus.RUNNING.name, attempt=raised, owner=literal(owner)),
                 }
             },
             {"$unset": ["not_before", "error"]},
@@ -391,8 +306,8 @@ class Tasks:
             "status": TaskStatus.PENDING.name,
             "$or": needs,
             **({} if idle else {"runs_alone": {"$ne": True}}),
-            **_IN_QUEUE_INDEX,
-            "$expr": {"$and": [_due(), _IS_ADMITTED]},
+            **IN_QUEUE_INDEX,
+            "$expr": {"$and": [due(), IS_ADMITTED]},
         }
         try:
             claimed = await self._db.call(
@@ -415,7 +330,7 @@ class Tasks:
         A claim can be done although it raised: the answer was lost, or the members did not confirm it in time.
         """
         cursor = self._raw.find(
-            {"status": TaskStatus.RUNNING.name, "owner": owner, **_IN_QUEUE_INDEX, **_ADMITTED}, _WITHOUT_LISTS
+            {"status": TaskStatus.RUNNING.name, "owner": owner, **IN_QUEUE_INDEX, **ADMITTED}, _WITHOUT_LISTS
         )
         return [_runnable(document) for document in await self._db.call(cursor.to_list)]
 
@@ -425,9 +340,9 @@ class Tasks:
             self._tasks.find_one,
             {
                 "status": TaskStatus.PENDING.name,
-                **_fits(kind, total),
-                **_IN_QUEUE_INDEX,
-                "$expr": {"$and": [_due(), _IS_ADMITTED]},
+                **fits(kind, total),
+                **IN_QUEUE_INDEX,
+                "$expr": {"$and": [due(), IS_ADMITTED]},
             },
             {
                 "_id": False,
@@ -522,14 +437,14 @@ class Tasks:
             "status": status.name,
             "end_time": "$$NOW",
             "error_code": int(error.code if error else TaskErrorCode.OK),
-            "history": _history(status.name, attempt=task.attempt),
+            "history": history(status.name, attempt=task.attempt),
         }
         if result is not None:
-            fields["result"] = _literal(dict(result))
+            fields["result"] = literal(dict(result))
         if error is not None:
-            fields["error"] = _literal(error.document())
+            fields["error"] = literal(error.document())
         if status is TaskStatus.FAILED:
-            fields |= _COUNTED_FAULT
+            fields |= COUNTED_FAULT
         update: list[Document] = [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
         if await self._end(self._fence(task), update, session):
             return True
@@ -550,23 +465,20 @@ class Tasks:
             "status": TaskStatus.FAILED.name,
             "end_time": "$$NOW",
             "error_code": int(error.code),
-            "error": _literal(error.document()),
-            "history": _history(TaskStatus.FAILED.name, attempt="$attempt"),
+            "error": literal(error.document()),
+            "history": history(TaskStatus.FAILED.name, attempt="$attempt"),
         }
         fence = named(claimed["_id"], {"owner": owner, "status": TaskStatus.RUNNING.name})
         await self._end(fence, [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}])
 
-    async def release(self, task: Task, reason: str, *, delay: float = 0) -> None:
-        """Give the task back without blame (drain, preemption, database away): PENDING, due in `delay` seconds.
-
-        Raises LostTask.
-        """
+    async def release(self, task: Task, reason: str) -> None:
+        """Give the task back without blame (drain, preemption): PENDING at once. Raises LostTask."""
         update: list[Document] = [
             {
                 "$set": {
                     "status": TaskStatus.PENDING.name,
-                    "not_before": {"$add": ["$$NOW", int(delay * 1000)]},
-                    "history": _history(TaskStatus.PENDING.name, attempt=task.attempt, reason=_literal(reason[:300])),
+                    "not_before": "$$NOW",
+                    "history": history(TaskStatus.PENDING.name, attempt=task.attempt, reason=literal(reason[:300])),
                 }
             },
             {"$unset": ["owner", "lease_renewed_at"]},
@@ -589,8 +501,8 @@ class Tasks:
         cursor = self._raw.find(
             {
                 "status": TaskStatus.RUNNING.name,
-                **_IN_QUEUE_INDEX,
-                "$expr": {"$and": [self._lease_over(), _IS_ADMITTED]},
+                **IN_QUEUE_INDEX,
+                "$expr": {"$and": [self._lease_over(), IS_ADMITTED]},
             },
             {"task_id": True, "owner": True, "attempt": True},
         )
@@ -608,7 +520,7 @@ class Tasks:
                 # Compared as values, whatever stands there: a document or a pattern would be a question of its own.
                 "owner": {"$eq": lost.owner},
                 "attempt": {"$eq": lost.attempt},
-                "$expr": {"$and": [self._lease_over(), _IS_ADMITTED]},
+                "$expr": {"$and": [self._lease_over(), IS_ADMITTED]},
             },
         )
         error = TaskError(
@@ -618,7 +530,7 @@ class Tasks:
 
     async def cancel_waiting(self, key: Any = None) -> int:
         """End PENDING tasks whose client asked for that: the one with this `_id`, or all. Returns how many."""
-        asked = {"status": TaskStatus.PENDING.name, "cancel_requested": True, **_IN_QUEUE_INDEX, **_ADMITTED}
+        asked = {"status": TaskStatus.PENDING.name, "cancel_requested": True, **IN_QUEUE_INDEX, **ADMITTED}
         keys = [key]
         if key is None:
             cursor = self._raw.find(asked, {"_id": True})
@@ -627,9 +539,9 @@ class Tasks:
             "status": TaskStatus.CANCELLED.name,
             "end_time": "$$NOW",
             # Instead of that of an attempt before, if there was one.
-            "error": _literal(CANCELLED.document()),
+            "error": literal(CANCELLED.document()),
             "error_code": int(CANCELLED.code),
-            "history": _history(TaskStatus.CANCELLED.name, attempt="$attempt"),
+            "history": history(TaskStatus.CANCELLED.name, attempt="$attempt"),
         }
         # One by one: an update of all would end at the first that has no room for its end.
         return sum([await self._end(named(key, asked), [{"$set": fields}, {"$unset": ["not_before"]}]) for key in keys])
@@ -658,7 +570,7 @@ class Tasks:
             "owner": task.owner,
             "attempt": task.attempt,
             "status": TaskStatus.RUNNING.name,
-            "$expr": _ONCE,
+            "$expr": ONCE,
         }
 
     def _lease_over(self) -> Document:
@@ -686,7 +598,7 @@ class Tasks:
             # Filled by hand since it was admitted. A transaction is over now; its end in another state will fit.
             if session is not None or not _too_large(failure):
                 raise
-            changed = await self._db.call(self._tasks.update_one, fence, [_ONLY_WHAT_ENDED, *update])
+            changed = await self._db.call(self._tasks.update_one, fence, [ONLY_WHAT_ENDED, *update])
         return bool(changed.matched_count)
 
     async def _fault(
@@ -699,16 +611,16 @@ class Tasks:
         *,
         worker_lost: bool = False,
     ) -> Waiting:
-        over: Document = {"$gte": ["$failures", _count("max_attempts", 0)]}
+        over: Document = {"$gte": ["$failures", count("max_attempts", 0)]}
         doubling = {"$min": [300_000, {"$multiply": [1000, {"$pow": [2, {"$subtract": ["$failures", 1]}]}]}]}
         fields: Document = {
             "status": {"$cond": [over, TaskStatus.FAILED.name, TaskStatus.PENDING.name]},
-            "error": _literal(error.document()),
+            "error": literal(error.document()),
             "error_code": int(error.code),
-            "history": _history(
+            "history": history(
                 {"$cond": [over, TaskStatus.FAILED.name, TaskStatus.PENDING.name]},
-                attempt=_literal(attempt),
-                reason=_literal(f"{error.kind}: {error.message}"[:300]),
+                attempt=literal(attempt),
+                reason=literal(f"{error.kind}: {error.message}"[:300]),
             ),
             # Adding a missing field's value to a document is how a pipeline leaves a field out.
             "end_time": {"$cond": [over, "$$NOW", "$$REMOVE"]},
@@ -721,8 +633,8 @@ class Tasks:
         if worker_lost:
             # A task that kills its worker takes those beside it along, and each of them is counted a fault. The last
             # attempt shows which one it was.
-            fields["runs_alone"] = {"$gte": ["$failures", {"$subtract": [_count("max_attempts", 0), 1]}]}
-        update: list[Document] = [{"$set": _COUNTED_FAULT}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
+            fields["runs_alone"] = {"$gte": ["$failures", {"$subtract": [count("max_attempts", 0), 1]}]}
+        update: list[Document] = [{"$set": COUNTED_FAULT}, {"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
         try:
             after = await self._db.call(
                 self._tasks.find_one_and_update,
@@ -752,15 +664,5 @@ def _runnable(claimed: RawBSONDocument) -> Document:
     return {"_id": document["_id"]} if isinstance(document["_id"], Unnameable) else document
 
 
-def _fits(kind: str, number: int) -> Document:
-    return {"param_request.device_type": kind, "param_request.device_num": {"$lte": number}}
-
-
-def _due() -> Document:
-    """Whether the task may run now: a retry waits until `not_before`, and a cancelled one is not begun."""
-    return {
-        "$and": [
-            {"$lte": [{"$ifNull": ["$not_before", "$$NOW"]}, "$$NOW"]},
-            {"$ne": ["$cancel_requested", True]},
-        ]
-    }
+def _too_large(error: StoreError) -> bool:
+    return isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE

@@ -356,14 +356,14 @@ class LifeCycle(RuleBasedStateMachine):
 
     # ---- any worker
 
-    @step(pick=PICK, worker=WORKER, rejected=st.booleans(), drop_lists=st.booleans(), late=st.booleans())
-    def answer(self, pick: int, worker: int, rejected: bool, drop_lists: bool, late: bool) -> None:
+    @step(pick=PICK, worker=WORKER, rejected=st.booleans(), rarely=st.booleans(), late=st.booleans())
+    def answer(self, pick: int, worker: int, rejected: bool, rarely: bool, late: bool) -> None:
         """The first answer counts; one that comes later, or after anything else, changes nothing."""
         doc = self.there(pick, lambda doc: doc.admitted is late)
         if doc is None:
             return
-        if rejected and (late or drop_lists):
-            self.reject(doc, worker, drop_lists)
+        if rejected and (late or rarely):
+            self.reject(doc, worker)
         else:
             self.admit(doc, worker)
 
@@ -377,10 +377,10 @@ class LifeCycle(RuleBasedStateMachine):
         else:
             self.answered(doc, "PENDING")
 
-    def reject(self, doc: Doc, worker: int, drop_lists: bool) -> None:
+    def reject(self, doc: Doc, worker: int) -> None:
         before = self.stored(doc)
         why = Rejection(TaskErrorCode.PARAM_INVALID, "$field", "$$oops")
-        assert self.call(self.stores[worker].tasks.reject, doc.key, why, drop_lists=drop_lists) is not doc.admitted
+        assert self.call(self.stores[worker].tasks.reject, doc.key, why) is not doc.admitted
         if doc.admitted:
             assert self.stored(doc) == before
         else:
@@ -535,7 +535,7 @@ class LifeCycle(RuleBasedStateMachine):
         elif end == "cancelled":
             self.finish(0, True, TaskStatus.CANCELLED, held)
         elif end == "released":
-            self.release(0, True, 0.0, worker, held)
+            self.release(0, True, worker, held)
         elif end == "retried":
             self.retry(0, True, None, None, held)
         elif end == "lost":
@@ -588,16 +588,15 @@ class LifeCycle(RuleBasedStateMachine):
         when=lambda self: self.claimed,
         pick=PICK,
         holding=MOSTLY,
-        delay=st.sampled_from([0.0, 0.0, 30.0]),
         worker=WORKER,
     )
-    def release(self, pick: int, holding: bool, delay: float, worker: int, held: Claimed | None = None) -> None:
+    def release(self, pick: int, holding: bool, worker: int, held: Claimed | None = None) -> None:
         held = held or self.held(pick, holding)
         holds = held.holds
-        self.fenced(held, self.stores[worker].tasks.release, held.task, "$why", delay=delay)
+        self.fenced(held, self.stores[worker].tasks.release, held.task, "$why")
         if holds:
             held.doc.change("PENDING")
-            self.not_due(held.doc, delay)
+            self.not_due(held.doc, 0.0)
 
     @step(
         when=lambda self: self.claimed,
