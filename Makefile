@@ -36,7 +36,7 @@ chaos: setup  ## SECONDS=600 SEED=1 WORKERS=4: faults of workers and database, a
 	@.venv/bin/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --workers $(WORKERS)
 
 fuzz: setup  ## DOCUMENTS=20000 SEED=1: hostile task documents against a real server and service
-	@DLTASK_FUZZ_DOCUMENTS=$(DOCUMENTS) DLTASK_FUZZ_SEED=$(SEED) .venv/bin/python -m pytest -q -s tests/fuzz
+	@DLTASK_FUZZ_DOCUMENTS=$(DOCUMENTS) DLTASK_FUZZ_SEED=$(SEED) .venv/bin/python -m pytest -q --timeout=7200 tests/fuzz
 
 recovery: setup  ## how soon the service is itself again after a fault (25 minutes)
 	@.venv/bin/python benchmarks/recovery.py

@@ -32,6 +32,15 @@ def mongo_uri() -> Iterator[str]:
 
 
 @pytest.fixture
+def roomy(mongo_uri: str) -> Iterator[None]:
+    """More memory for the server that all tests share: its own is small, and gives way under documents of 16 MB."""
+    with MongoClient(mongo_uri) as client:
+        client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig="cache_size=1500M")
+        yield
+        client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig="cache_size=256M")
+
+
+@pytest.fixture
 def database_name(mongo_uri: str) -> Iterator[str]:
     """The name of a database of the test's own, dropped after it."""
     name = f"test_{uuid.uuid4().hex[:16]}"

@@ -20,12 +20,10 @@ def _once(document: str) -> Document:
     return {"$cond": [{"$eq": [{"$type": document}, "object"]}, once, True]}
 
 
-#: Admission is one update filtered on its not being so; a copy of an admitted document carries another document's id.
-#: A client can forge the id, and then write fields twice, in places that our updates change: that update would abort
-#: the server (see `documents.strictly`). So such a document counts as not admitted, and admission rejects it.
-IS_ADMITTED: Document = {
+#: Whether no field comes twice where our updates change a document: such an update would abort the server (see
+#: `documents.strictly`). Anybody may write it so, before its admission or after.
+ONCE: Document = {
     "$and": [
-        {"$eq": ["$admitted_id", "$_id"]},
         _once("$$ROOT"),
         _once("$error"),
         {
@@ -41,6 +39,10 @@ IS_ADMITTED: Document = {
         },
     ]
 }
+
+#: Admission is one update filtered on its not being so; a copy of an admitted document carries another document's id.
+#: One with a field that comes twice is not admitted, whatever it says: admission rejects it.
+IS_ADMITTED: Document = {"$and": [{"$eq": ["$admitted_id", "$_id"]}, ONCE]}
 ADMITTED: Document = {"$expr": IS_ADMITTED}
 NOT_ADMITTED: Document = {"$expr": {"$not": [IS_ADMITTED]}}
 

@@ -27,6 +27,7 @@ from handlers.store.expressions import (
     IN_QUEUE_INDEX,
     IS_ADMITTED,
     NOT_ADMITTED,
+    ONCE,
     ONLY_WHAT_ENDED,
     count,
     due,
@@ -47,8 +48,8 @@ LEASE_SECONDS = 45
 QUEUE_ORDER = [("priority", DESCENDING), ("create_time", ASCENDING)]
 
 
-#: `admitted_id` repeats the `_id`, and both together must leave room in 16 MB.
-_MAX_KEY_BYTES = 8 * 1024 * 1024 - 8 * 1024
+#: `admitted_id` repeats the `_id`, and both together must leave room in 16 MB: for the least of answers.
+_MAX_KEY_BYTES = 8 * 1024 * 1024 - 64
 
 _WITHOUT_LISTS = dict.fromkeys(ID_LISTS, False)
 
@@ -569,6 +570,7 @@ class Tasks:
             "owner": task.owner,
             "attempt": task.attempt,
             "status": TaskStatus.RUNNING.name,
+            "$expr": ONCE,
         }
 
     def _lease_over(self) -> Document:

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from gridfs import GridFSBucket
-from pymongo import MongoClient
 from pymongo.database import Database
 
 _LINES = pytest.StashKey[list[str]]()
@@ -38,18 +38,10 @@ def fuzz(request: pytest.FixtureRequest) -> Fuzz:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    for line in config.stash.get(_LINES, []):
+    # Last what the run is named after.
+    for line in sorted(config.stash.get(_LINES, []), key=lambda line: '"fuzz": "documents"' in line):
         print(line)
     sys.stdout.flush()
-
-
-@pytest.fixture(autouse=True)
-def room(mongo_uri: str) -> Iterator[None]:
-    """More memory for the server: the tests' own is small, and gives way under documents of 16 MB."""
-    with MongoClient(mongo_uri) as client:
-        client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig="cache_size=1500M")
-        yield
-        client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig="cache_size=256M")
 
 
 @dataclass
@@ -58,6 +50,20 @@ class Platform:
 
     images: list[Any]
     message: Any
+
+
+@pytest.fixture
+def dltask(dltask_env: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command of `dltask`; its task may have failed, and the command must not break."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "service.cli", *arguments]
+        done = subprocess.run(command, env=dltask_env, capture_output=True, text=True, timeout=120)
+        assert done.returncode in (0, 1), (arguments, done.stderr[-3000:])
+        assert "Traceback" not in done.stderr, (arguments, done.stderr[-3000:])
+        return done
+
+    return run
 
 
 @pytest.fixture

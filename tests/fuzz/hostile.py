@@ -196,8 +196,8 @@ _BEHAVIOURS = [("ok", "SUCCEEDED", None)] * 4 + [(kind, "FAILED", kind) for kind
 
 
 @st.composite
-def valid_tasks(draw: st.DrawFn) -> Case:
-    """A task that is one, in one of the forms that clients write."""
+def valid_tasks(draw: st.DrawFn, cancelled: int = 1) -> Case:
+    """A task that is one, in one of the forms that clients write; `cancelled` of ten before it can run."""
     behaviour, state, kind = draw(st.sampled_from(_BEHAVIOURS))
     params: dict[str, Any] = {
         "model_name": behaviour,
@@ -223,10 +223,14 @@ def valid_tasks(draw: st.DrawFn) -> Case:
             document |= {"img_mongodb_ids": [HEX_IMAGE], "val_img_mongodb_ids": [IMAGE]}
         case _:
             document |= {"img_mongodb_ids": [], "json_mongodb_id": MESSAGE}
-    if draw(st.integers(0, 9)) == 0:
+    if draw(st.sampled_from([False] * (10 - cancelled) + [True] * cancelled)):
         document["cancel_requested"] = True
         state, kind = "CANCELLED", None
     return Case("valid", document, {state}, set(), kind)
+
+
+#: Where it is about what is read of a document, most need not run.
+_MOSTLY = 8
 
 
 def _changed(case: Case, kind: str, fields: set[str], **changes: Any) -> Case:
@@ -238,7 +242,7 @@ def _changed(case: Case, kind: str, fields: set[str], **changes: Any) -> Case:
 @st.composite
 def one_hostile_field(draw: st.DrawFn) -> Case:
     """A valid task but for one field."""
-    case, name = draw(valid_tasks()), draw(st.sampled_from(CLIENT_FIELDS))
+    case, name = draw(valid_tasks(_MOSTLY)), draw(st.sampled_from(CLIENT_FIELDS))
     if draw(st.integers(0, 9)) == 0:
         case.document.pop(name, None)
         return _changed(
@@ -252,7 +256,7 @@ def one_hostile_field(draw: st.DrawFn) -> Case:
 @st.composite
 def one_hostile_parameter(draw: st.DrawFn) -> Case:
     """A valid task but for one parameter."""
-    case, name = draw(valid_tasks()), draw(st.sampled_from(PARAMS))
+    case, name = draw(valid_tasks(_MOSTLY)), draw(st.sampled_from(PARAMS))
     params = {**case.document["param_request"], name: draw(VALUES)}
     return _changed(case, "parameter", {"param_request"}, param_request=params)
 
@@ -260,7 +264,7 @@ def one_hostile_parameter(draw: st.DrawFn) -> Case:
 @st.composite
 def hostile_ids(draw: st.DrawFn) -> Case:
     """A valid task but for its images."""
-    case = draw(valid_tasks())
+    case = draw(valid_tasks(_MOSTLY))
     ids = st.just(IMAGE) | st.just(HEX_IMAGE) | VALUES
     name = draw(st.sampled_from(["img_mongodb_ids", "val_img_mongodb_ids"]))
     return _changed(case, "image ids", {"img_mongodb_ids"}, **{name: draw(st.lists(ids, max_size=6))})
@@ -304,7 +308,7 @@ def _forged(draw: st.DrawFn, *, least: int) -> dict[str, Any]:
 @st.composite
 def forged_states(draw: st.DrawFn) -> Case:
     """A valid task that says it has been seen already. It is a new one."""
-    case = draw(valid_tasks())
+    case = draw(valid_tasks(_MOSTLY))
     return Case("forged state", {**case.document, **_forged(draw, least=1)}, case.states, set(), case.failed_as)
 
 
@@ -330,12 +334,8 @@ def forged_admissions(draw: st.DrawFn) -> Case:
         document[draw(st.sampled_from([*CLIENT_FIELDS, "history"]))] = draw(VALUES)
     if draw(st.booleans()):
         document.pop(draw(st.sampled_from(sorted(set(document) - {"admitted_id"}))))
-    # A long run would only take time.
-    return Case(
-        "forged admission",
-        document,
-        {"SUCCEEDED", "FAILED", "CANCELLED", "REJECTED", "PENDING", "RUNNING", "as it was"},
-    )
+    as_it_was = str(document.get("status"))
+    return Case("forged admission", document, {"SUCCEEDED", "FAILED", "CANCELLED", "REJECTED", "PENDING", as_it_was})
 
 
 @st.composite

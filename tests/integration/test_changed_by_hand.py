@@ -10,10 +10,12 @@ from bson import Decimal128, ObjectId, Regex
 from pymongo.database import Database
 from pymongo.errors import WriteError
 
+from handlers.errors import LostTask
 from handlers.store import Store
 from handlers.store.tasks import Expired, TaskError
 from schemas.enums import TaskStatus
 from schemas.task import Task
+from tests.fuzz.raw_bson import Pairs, raw_document
 from tests.helpers import Service, ended, running, train_request, wait_for
 from tests.integration.test_tasks import claim, pending
 
@@ -116,6 +118,36 @@ async def test_a_lost_task_whose_owner_and_attempt_are_none(store: Store, db: Db
     (lost,) = await store.tasks.expired()
     await store.tasks.recover(lost)
     assert document(db, key)["status"] == "PENDING"
+
+
+async def test_a_field_written_twice_under_a_running_task(store: Store, db: Db) -> None:
+    """An update by a pipeline would abort the server: the task is lost to its owner, and stays as it is, alone."""
+    for number, name in enumerate(("error", "history", "status")):
+        key = await pending(store, db, number)
+        task = await claim(store)
+        assert task is not None
+        twice = Pairs((("x", 1), ("x", 2)))
+        if name == "status":
+            fields = document(db, key)
+            pairs = Pairs((*fields.items(), ("status", "RUNNING"), ("pad", "x" * 2000)))
+            db.get_collection("DL_TASK").replace_one({"_id": key}, raw_document(pairs))
+        else:
+            change = {name: [twice] * 60 if name == "history" else twice, "pad": "x" * 2000}
+            db.DL_TASK.update_one({"_id": key}, {"$set": raw_document(change)})
+        for write in (
+            lambda task: store.tasks.finish(task, TaskStatus.FAILED, error=ERROR),
+            lambda task: store.tasks.retry(task, ERROR),
+            lambda task: store.tasks.release(task, "drain"),
+            lambda task: store.tasks.renew(task, None),
+        ):
+            with pytest.raises(LostTask):
+                await write(task)
+        assert await store.tasks.expired() == []
+        db.DL_TASK.update_one({"_id": key}, {"$set": {"cancel_requested": True, "status": "PENDING"}})
+        assert await store.tasks.cancel_waiting() == 0
+        assert await claim(store) is None
+    await pending(store, db, 9)
+    assert await claim(store) is not None
 
 
 def filled(db: Db, key: Any, size: int) -> bool:
