@@ -30,7 +30,7 @@ class Settings(DatabaseSettings):
     gpu_fallback: Literal["none", "cpu"] = "none"
     #: Seconds from SIGTERM until what still runs is killed; running trainings save a snapshot in that time.
     grace_seconds: float = Field(30, ge=0)
-    #: Seconds without a word from a running child until it is taken for hung.
+    #: Seconds without progress of a running child until it is taken for hung.
     child_silence_seconds: float = Field(900, gt=0)
     #: Seconds after which a worker that no longer renews its lease loses its task. The same in the whole fleet.
     lease_seconds: float = Field(LEASE_SECONDS, ge=2)

@@ -1,5 +1,6 @@
 """A client that inserts tasks all the time, good and bad ones, and remembers what each must come to."""
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ class Client:
     def __init__(self, db: Database[Document], seed: int) -> None:
         self._db = db
         self._rng = random.Random(f"client {seed}")
-        self._number = 0
+        #: Taken by several threads at once: the client, and a storm.
+        self._numbers = itertools.count(1)
         self.requests: dict[ObjectId, Request] = {}
         self._to_cancel: list[ObjectId] = []
 
@@ -113,8 +115,9 @@ class Client:
         try:
             self._db.DL_TASK.insert_one(document)
             request.acknowledged = True
-        except DuplicateKeyError:
-            request.acknowledged = True  # by the driver's own second try: the first had arrived
+        except DuplicateKeyError as error:
+            # By the driver's own second try: the first had arrived.
+            request.acknowledged = "_id" in (error.details or {}).get("keyPattern", {})
         except PyMongoError:
             pass
         if SCRIPTS[name].cancelled:
@@ -122,12 +125,12 @@ class Client:
 
     def _document(self, name: str) -> Document:
         script = SCRIPTS[name]
-        self._number += 1
+        number = next(self._numbers)
         if name == "copy of an ended task" and (ended := self._ended()):
-            return {**ended, "_id": ObjectId(), "task_id": self._number}
+            return {**ended, "_id": ObjectId(), "task_id": number}
         document: Document = {
             "_id": ObjectId(),
-            "task_id": self._number,
+            "task_id": number,
             "task_type": "TRAIN",
             "dataset": "toy",
             "max_attempts": script.max_attempts,

@@ -150,7 +150,9 @@ class Faults:
         """Until the watchdog takes it for hung."""
         if (child := self._some_child(rng)) is not None:
             send(child, signal.SIGSTOP)
-            time.sleep(self._silence_seconds)
+            time.sleep(self._silence_seconds + 2)
+            # One that was caught between its fork and its exec asks nobody yet to be ended with its worker.
+            send(child, signal.SIGCONT)
 
     def wrong_clock(self, rng: random.Random) -> None:
         """Start a worker anew with a clock that is hours off; the next fault of this kind puts it right."""

@@ -20,6 +20,9 @@ from tests.chaos.processes import with_variable
 
 _BUCKETS = ("models", "messages", "reports")
 
+#: Seconds that a worker may take from the end of a task to the storing of its last log lines, the database being away.
+_UNSAID_SECONDS = 30.0
+
 #: Log lines that are no fault of a task, a worker or the database, but ours.
 _BUGS = ("bug in", "Traceback", "no task any more")
 
@@ -96,12 +99,19 @@ def takeovers(deaths: Iterable[Death], history: History, faults: Iterable[Interv
     return found
 
 
-def untold(history: History, db: Database[dict[str, Any]]) -> list[str]:
-    """Tasks that ran and whose stored log does not say how the last attempt ended."""
+def untold(history: History, db: Database[dict[str, Any]], deaths: Iterable[Death]) -> list[str]:
+    """Tasks that ran and whose stored log does not say how the last attempt ended.
+
+    A worker that was killed right after it had written the end could not say it any more.
+    """
     found = []
+    killed = {death.owner: death.at for death in deaths if death.exit_code != 0}
     logs = {document["_id"]: document["lines"] for document in db.DL_TASK_LOG.find()}
     for record in history.records.values():
         if record.dropped or not record.attempt or not record.ends:
+            continue
+        owner = next((change.owner for change in reversed(record.changes) if change.owner), "")
+        if 0 <= killed.get(owner, 0) - record.changes[-1].at.timestamp() <= _UNSAID_SECONDS:
             continue
         told = [event for event in map(_event, logs.get(record.task_id, [])) if event]
         # Of an attempt that was killed within its first seconds, the one that took the task back tells.
