@@ -161,6 +161,7 @@ def filled(db: Db, key: Any, size: int) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("roomy")
 @pytest.mark.parametrize("end", ["fail", "recover", "retry", "cancel"])
 async def test_a_full_document(store: Store, db: Db, end: str) -> None:
     """Filled by hand to 16 MB while it waits or runs: it ends all the same, and keeps what identifies it."""
