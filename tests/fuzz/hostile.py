@@ -162,7 +162,14 @@ OTHERS: list[Any] = [
     *(DBRef("DL_TASK", 1), DBRef("x", None, "y"), {"$ref": 1, "$id": 2}, {"$ref": "x"}, {"$id": 1, "$ref": "x"}),
     *({"$gt": ""}, {"$literal": 1}, {"$where": "sleep(9999)"}, {"a.b": 1, "$c": {"": [{"$d": 2}]}}, {"": ""}, {}),
     *([], [[]], [None], [{}], [""], Pairs((("a", 1), ("a", 2))), Pairs((("\udcff", 1),))),
-    *(nested(20), nested(100), nested(MAX_DEPTH - 1), nested(MAX_DEPTH - 1, as_list=True), nested(220)),
+    *(
+        nested(20),
+        nested(100),
+        nested(MAX_DEPTH),
+        nested(MAX_DEPTH - 1),
+        nested(MAX_DEPTH - 2, as_list=True),
+        nested(220),
+    ),
     *(old_binary(3, b"abc"), old_binary(99, b"abc"), old_binary(-1, b"")),
 ]
 
