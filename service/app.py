@@ -130,7 +130,9 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 with anyio.CancelScope(shield=True):
                     await children.close()
                     try:
-                        await store.workers.leave(owner)
+                        # Not while the database is away: a pod that stops has not the time for one more time-out.
+                        if sweeper.connected:
+                            await store.workers.leave(owner)
                     except StoreError as error:
                         log.info("not taken off the list of workers", reason=brief(error))
                 background.cancel_scope.cancel()

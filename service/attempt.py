@@ -92,6 +92,8 @@ class Attempt:
         self._grace_seconds = grace_seconds
         self._silence_seconds = silence_seconds
         self._ending: Ending | None = None
+        #: Whether the database is away while the worker stops: each call more would keep it for a time-out.
+        self._given_up = False
         self._child: Child | None = None
         self._preparing = anyio.CancelScope()
         #: Runs out when the child has been silent, or stopping, for too long.
@@ -141,7 +143,7 @@ class Attempt:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
                 lines = self._story.close(self._name)
-                if not await self._tell(lines):
+                if self._given_up or not await self._tell(lines):
                     self._story.left.append((self._number, lines))
 
     async def _work(self) -> None:
@@ -309,6 +311,7 @@ class Attempt:
             await self._insist(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
             log.info("task released")
             return
+        self._given_up = True
         log.warning("task not released, its lease runs out", grace_seconds=self._grace_seconds)
 
     async def _succeed(self, outcome: child_job.Trained | child_job.Tested) -> None:

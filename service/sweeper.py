@@ -61,6 +61,11 @@ class Sweeper:
             self._tell_late,
         )
 
+    @property
+    def connected(self) -> bool:
+        """Whether the last sweep was answered."""
+        return self._connected_since is not None
+
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:

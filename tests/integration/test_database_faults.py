@@ -1,5 +1,6 @@
 """What the database does to an attempt is not held against its task, and a refusal is no outage."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from tests.helpers import Service, ended, train_request, wait_for
+from tests.helpers import Service, ended, running, train_request, wait_for
 
 Db = Database[dict[str, Any]]
 Serve = Callable[..., Service]
@@ -22,9 +23,24 @@ def mongo_uri(start_mongod: Callable[..., str]) -> str:
 
 
 @contextmanager
+def away(db: Db) -> Iterator[None]:
+    """The server closes the connection at each command of a service."""
+    commands = ["hello", "find", "aggregate", "getMore", "insert", "update", "findAndModify", "delete"]
+    with on_command(db, failCommands=commands, closeConnection=True):
+        yield
+
+
+@contextmanager
 def failing(db: Db, collection: str, **how: Any) -> Iterator[None]:
     """Each insert of a service into the collection fails in this way."""
-    data = {"failCommands": ["insert"], "appName": "dltask", "namespace": f"{db.name}.{collection}", **how}
+    with on_command(db, failCommands=["insert"], namespace=f"{db.name}.{collection}", **how):
+        yield
+
+
+@contextmanager
+def on_command(db: Db, **how: Any) -> Iterator[None]:
+    """Commands of services fail in this way."""
+    data = {"appName": "dltask", **how}
     client: MongoClient[dict[str, Any]] = db.client
     client.admin.command({"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data})
     try:
@@ -54,6 +70,22 @@ def test_a_cancel_does_not_wait_for_the_data(db: Db, serve: Serve, image_ids: li
         wait_for(lambda: "database away, trying again" in service.log.read_text())
         db.DL_TASK.update_one({}, {"$set": {"cancel_requested": True}})
         assert ended(db, 1)["status"] == "CANCELLED"
+
+
+def test_a_drain_does_not_wait_for_the_database(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
+    """A worker that is stopped while the database is away ends in good time, and leaves its task to the lease."""
+    service = serve(grace_seconds=2)
+    db.DL_TASK.insert_one(train_request(1, iterations=10_000))
+    running(db, 1)
+    with away(db):
+        wait_for(lambda: "sweep failed" in service.log.read_text(), 60)
+        service.process.send_signal(signal.SIGTERM)
+        # What is under way may take its time-out of 20 s, and one thing comes after another.
+        assert service.process.wait(200) == 0
+        assert "task not released, its lease runs out" in service.log.read_text()
+    held = db.DL_TASK.find_one({})
+    assert held is not None
+    assert (held["status"], held["attempt"]) == ("RUNNING", 1)
 
 
 def test_an_end_that_the_server_refuses_ends_the_task(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
