@@ -171,7 +171,9 @@ class Tasks:
 
     async def counts(self) -> dict[str, int]:
         """How many documents are in each state."""
-        cursor = await self._db.call(self._tasks.aggregate, [{"$group": {"_id": "$status", "n": {"$sum": 1}}}])
+        # Whatever else stands there, which may be of any form, counts as no state.
+        state = {"$cond": [{"$in": ["$status", [status.name for status in TaskStatus]]}, "$status", None]}
+        cursor = await self._db.call(self._tasks.aggregate, [{"$group": {"_id": state, "n": {"$sum": 1}}}])
         return {str(row["_id"]): row["n"] for row in await self._db.call(cursor.to_list)}
 
     async def image_ids(self, key: Any, field: str) -> list[Any]:

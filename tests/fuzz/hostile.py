@@ -319,6 +319,9 @@ def forged_states(draw: st.DrawFn) -> Case:
     return Case("forged state", {**case.document, **_forged(draw, least=1)}, case.states, set(), case.failed_as)
 
 
+_ENDS = {"SUCCEEDED", "FAILED", "CANCELLED"}
+
+
 @st.composite
 def forged_admissions(draw: st.DrawFn) -> Case:
     """A task that says it has been admitted, by the one mark that tells. It may do harm to itself alone."""
@@ -342,7 +345,7 @@ def forged_admissions(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         document.pop(draw(st.sampled_from(sorted(set(document) - {"admitted_id"}))))
     as_it_was = str(document.get("status"))
-    return Case("forged admission", document, {"SUCCEEDED", "FAILED", "CANCELLED", "REJECTED", "PENDING", as_it_was})
+    return Case("forged admission", document, {*_ENDS, "REJECTED", "PENDING", "unreadable", as_it_was})
 
 
 @st.composite

@@ -142,7 +142,11 @@ def look(db: Db) -> dict[bytes, Found]:
         if key in new:
             seen[key] = Found("NEW", None, None, None)
             continue
-        found = decoded(document)
+        try:
+            found = decoded(document)
+        except BSONError:
+            seen[key] = Found("unreadable", None, None, None)
+            continue
         seen[key] = Found(str(found.get("status")), found.get("error_code"), found.get("error"), found.get("end_time"))
     return seen
 
