@@ -12,9 +12,9 @@ import structlog
 from bson.errors import InvalidBSON
 
 from handlers.store import Store
-from handlers.store.database import Unreadable
+from handlers.store.database import StoreError, Unreadable, brief
 from handlers.store.documents import Unnameable, strictly
-from handlers.store.tasks import Rejection
+from handlers.store.tasks import Rejection, unfit
 from schemas.enums import TaskErrorCode, TaskTypeClass, member
 from schemas.networks import NETWORKS
 from schemas.numbers import UINT64_MAX, bson_uint64, whole_number
@@ -63,7 +63,16 @@ async def admit(store: Store, key: Any) -> None:
     checked = await check(store, document)
     if isinstance(checked, Rejection):
         await _reject(store, key, document.get("task_id"), checked)
-    elif await store.tasks.admit(key, checked):
+        return
+    try:
+        admitted = await store.tasks.admit(key, checked)
+    except StoreError as error:
+        if not unfit(error):
+            raise
+        full = Rejection(TaskErrorCode.PARAM_INVALID, "", f"the document has no room for its state: {brief(error)}")
+        await _reject(store, key, document.get("task_id"), full, drop_all=True)
+        return
+    if admitted:
         log.info("task admitted", task_id=str(checked["task_id"]), task_type=checked["task_type"])
 
 

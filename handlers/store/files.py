@@ -111,10 +111,13 @@ class Bucket:
 
         Files without a `task_id` in their metadata are somebody else's, and not listed.
         """
-        cursor = self._files.find({"metadata.task_id": {"$exists": True}}, {"metadata.task_id": True})
+        # Nor are those of other forms: what we store has an ObjectId, and a number in its metadata.
+        ours = {"_id": {"$type": "objectId"}, "metadata.task_id": {"$type": "number"}}
+        cursor = self._files.find(ours, {"metadata.task_id": True})
         async with aclosing(self._db.batches(cursor, 500)) as batches:
             async for batch in batches:
-                yield {document["_id"]: document["metadata"]["task_id"] for document in batch}
+                described = ((document["_id"], document["metadata"]) for document in batch)
+                yield {file_id: data["task_id"] for file_id, data in described if isinstance(data, Mapping)}
 
     async def orphaned(self, file_ids: list[Any], seconds: float) -> list[Any]:
         """Note of files that nothing refers to them; returns those of which that was noted `seconds` ago."""

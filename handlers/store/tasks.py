@@ -19,7 +19,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, WriteConcernError
 
 from handlers.errors import LostTask
-from handlers.store.database import CODEC, Database, Document, StoreError, refused
+from handlers.store.database import CODEC, Database, Document, StoreError, brief, refused
 from handlers.store.documents import Unnameable, identity, named, readable
 from handlers.store.expressions import (
     ADMITTED,
@@ -53,8 +53,17 @@ _MAX_KEY_BYTES = 8 * 1024 * 1024 - 64
 
 _WITHOUT_LISTS = dict.fromkeys(ID_LISTS, False)
 
-#: Codes of an update whose outcome would be over 16 MB.
-_TOO_LARGE = (17419, 10334, 17280)
+#: What a claim gives back: nothing that a client added, be it megabytes of it.
+_OF_A_RUN = dict.fromkeys(
+    (
+        *("task_id", "task_type", "param_request", "dataset", "split", "json_mongodb_id", "owner", "attempt"),
+        *("create_time", "snapshot", "batch_size_limit", "runs_alone"),
+    ),
+    True,
+)
+
+#: Codes of an update whose outcome, or answer, would be over 16 MB, or nested deeper than MongoDB knows.
+_UNFIT = (17419, 10334, 17280, 15)
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,9 @@ class Tasks:
 
     async def counts(self) -> dict[str, int]:
         """How many documents are in each state."""
-        cursor = await self._db.call(self._tasks.aggregate, [{"$group": {"_id": "$status", "n": {"$sum": 1}}}])
+        # Whatever else stands there, which may be of any form, counts as no state.
+        state = {"$cond": [{"$in": ["$status", [status.name for status in TaskStatus]]}, "$status", None]}
+        cursor = await self._db.call(self._tasks.aggregate, [{"$group": {"_id": state, "n": {"$sum": 1}}}])
         return {str(row["_id"]): row["n"] for row in await self._db.call(cursor.to_list)}
 
     async def image_ids(self, key: Any, field: str) -> list[Any]:
@@ -226,7 +237,7 @@ class Tasks:
             try:
                 return await self._answer(key, TaskStatus.REJECTED, fields)
             except StoreError as failure:
-                if not _too_large(failure):
+                if not unfit(failure):
                     raise
         found = await self._db.call(self._raw.find_one, named(key, NOT_ADMITTED), {"task_id": True, "task_type": True})
         if found is None:
@@ -309,20 +320,33 @@ class Tasks:
             **IN_QUEUE_INDEX,
             "$expr": {"$and": [due(), IS_ADMITTED]},
         }
-        try:
-            claimed = await self._db.call(
-                self._raw.find_one_and_update,
-                waiting,
-                update,
-                sort=QUEUE_ORDER,
-                projection=_WITHOUT_LISTS,
-                return_document=ReturnDocument.AFTER,
-            )
-        except AttributeError as error:
-            # What PyMongo 4.20 raises over a write concern error in a raw answer, which it wants to complete
-            # (`helpers_shared._get_wce_doc`): the claim is done, as after any other such error.
-            raise WriteConcernError("the claim was not confirmed by the other members") from error
-        return None if claimed is None else _runnable(claimed)
+        while True:
+            try:
+                claimed = await self._db.call(
+                    self._raw.find_one_and_update,
+                    waiting,
+                    update,
+                    sort=QUEUE_ORDER,
+                    projection=_OF_A_RUN,
+                    return_document=ReturnDocument.AFTER,
+                )
+            except AttributeError as error:
+                # What PyMongo 4.20 raises over a write concern error in a raw answer, which it wants to complete
+                # (`helpers_shared._get_wce_doc`): the claim is done, as after any other such error.
+                raise WriteConcernError("the claim was not confirmed by the other members") from error
+            except StoreError as error:
+                if not unfit(error):
+                    raise
+                await self._set_aside(waiting, error)
+                continue
+            return None if claimed is None else _runnable(claimed)
+
+    async def _set_aside(self, waiting: Document, error: StoreError) -> None:
+        """End the first of the queue, whose document takes no claim: else it would stop all that wait behind it."""
+        first = await self._db.call(self._raw.find_one, waiting, {"_id": True}, sort=QUEUE_ORDER)
+        if first is not None:
+            why = TaskError("document", f"the document takes no update any more: {brief(error)}")
+            await self._end(named(readable(first)["_id"], waiting), _failed(why))
 
     async def running_of(self, owner: str) -> list[Document]:
         """What a claim of `owner` took and none of its attempts has given back, as `claim` returns it.
@@ -330,7 +354,7 @@ class Tasks:
         A claim can be done although it raised: the answer was lost, or the members did not confirm it in time.
         """
         cursor = self._raw.find(
-            {"status": TaskStatus.RUNNING.name, "owner": owner, **IN_QUEUE_INDEX, **ADMITTED}, _WITHOUT_LISTS
+            {"status": TaskStatus.RUNNING.name, "owner": owner, **IN_QUEUE_INDEX, **ADMITTED}, _OF_A_RUN
         )
         return [_runnable(document) for document in await self._db.call(cursor.to_list)]
 
@@ -461,15 +485,8 @@ class Tasks:
 
     async def refuse(self, claimed: Document, owner: str, error: TaskError) -> None:
         """End a document that `claim` gave to `owner`, and that is no task: FAILED. Nothing happens if it is gone."""
-        fields: Document = {
-            "status": TaskStatus.FAILED.name,
-            "end_time": "$$NOW",
-            "error_code": int(error.code),
-            "error": literal(error.document()),
-            "history": history(TaskStatus.FAILED.name, attempt="$attempt"),
-        }
         fence = named(claimed["_id"], {"owner": owner, "status": TaskStatus.RUNNING.name})
-        await self._end(fence, [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}])
+        await self._end(fence, _failed(error))
 
     async def release(self, task: Task, reason: str) -> None:
         """Give the task back without blame (drain, preemption): PENDING at once. Raises LostTask."""
@@ -596,7 +613,7 @@ class Tasks:
             changed = await self._db.call(self._tasks.update_one, fence, update, session=session)
         except StoreError as failure:
             # Filled by hand since it was admitted. A transaction is over now; its end in another state will fit.
-            if session is not None or not _too_large(failure):
+            if session is not None or not unfit(failure):
                 raise
             changed = await self._db.call(self._tasks.update_one, fence, [ONLY_WHAT_ENDED, *update])
         return bool(changed.matched_count)
@@ -644,13 +661,25 @@ class Tasks:
                 return_document=ReturnDocument.AFTER,
             )
         except StoreError as failure:
-            if not _too_large(failure):
+            if not unfit(failure):
                 raise
             fields |= {"status": TaskStatus.FAILED.name, "end_time": "$$NOW", "not_before": "$$REMOVE"}
             after = {"status": "FAILED", "failures": 0} if await self._end(fence, update) else None
         if after is None:
             raise LostTask(str(dict(fence).get("_id")))
         return Waiting(after["status"], after["failures"])
+
+
+def _failed(error: TaskError) -> list[Document]:
+    """The update that ends a document of which no attempt could be made."""
+    fields: Document = {
+        "status": TaskStatus.FAILED.name,
+        "end_time": "$$NOW",
+        "error_code": int(error.code),
+        "error": literal(error.document()),
+        "history": history(TaskStatus.FAILED.name, attempt="$attempt"),
+    }
+    return [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
 
 
 def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -664,5 +693,6 @@ def _runnable(claimed: RawBSONDocument) -> Document:
     return {"_id": document["_id"]} if isinstance(document["_id"], Unnameable) else document
 
 
-def _too_large(error: StoreError) -> bool:
-    return isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE
+def unfit(error: StoreError) -> bool:
+    """Whether an update was refused for the size or the form of its document, and no other would be."""
+    return isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _UNFIT

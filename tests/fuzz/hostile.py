@@ -162,7 +162,14 @@ OTHERS: list[Any] = [
     *(DBRef("DL_TASK", 1), DBRef("x", None, "y"), {"$ref": 1, "$id": 2}, {"$ref": "x"}, {"$id": 1, "$ref": "x"}),
     *({"$gt": ""}, {"$literal": 1}, {"$where": "sleep(9999)"}, {"a.b": 1, "$c": {"": [{"$d": 2}]}}, {"": ""}, {}),
     *([], [[]], [None], [{}], [""], Pairs((("a", 1), ("a", 2))), Pairs((("\udcff", 1),))),
-    *(nested(20), nested(100), nested(MAX_DEPTH - 1), nested(MAX_DEPTH - 1, as_list=True), nested(220)),
+    *(
+        nested(20),
+        nested(100),
+        nested(MAX_DEPTH),
+        nested(MAX_DEPTH - 1),
+        nested(MAX_DEPTH - 2, as_list=True),
+        nested(220),
+    ),
     *(old_binary(3, b"abc"), old_binary(99, b"abc"), old_binary(-1, b"")),
 ]
 
@@ -312,6 +319,9 @@ def forged_states(draw: st.DrawFn) -> Case:
     return Case("forged state", {**case.document, **_forged(draw, least=1)}, case.states, set(), case.failed_as)
 
 
+_ENDS = {"SUCCEEDED", "FAILED", "CANCELLED"}
+
+
 @st.composite
 def forged_admissions(draw: st.DrawFn) -> Case:
     """A task that says it has been admitted, by the one mark that tells. It may do harm to itself alone."""
@@ -335,7 +345,7 @@ def forged_admissions(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         document.pop(draw(st.sampled_from(sorted(set(document) - {"admitted_id"}))))
     as_it_was = str(document.get("status"))
-    return Case("forged admission", document, {"SUCCEEDED", "FAILED", "CANCELLED", "REJECTED", "PENDING", as_it_was})
+    return Case("forged admission", document, {*_ENDS, "REJECTED", "PENDING", "unreadable", as_it_was})
 
 
 @st.composite

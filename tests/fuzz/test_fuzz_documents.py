@@ -142,7 +142,11 @@ def look(db: Db) -> dict[bytes, Found]:
         if key in new:
             seen[key] = Found("NEW", None, None, None)
             continue
-        found = decoded(document)
+        try:
+            found = decoded(document)
+        except BSONError:
+            seen[key] = Found("unreadable", None, None, None)
+            continue
         seen[key] = Found(str(found.get("status")), found.get("error_code"), found.get("error"), found.get("end_time"))
     return seen
 
@@ -226,6 +230,8 @@ def test_documents_of_any_content(
     began = time.monotonic()
     cases = storm(fuzz.documents, fuzz.seed)
     rain = Rain(db, platform)
+    # A first start makes the indexes, one of which lets no number come twice.
+    assert serve().stop() == 0
     # Some before anybody looks: what a service finds when it starts, and `dltask` without one.
     early, late = cases[: len(cases) // 20], cases[len(cases) // 20 :]
     rain.insert(early)
@@ -263,7 +269,10 @@ def test_documents_of_any_content(
         seed=fuzz.seed,
         inserted=len(found),
         refused_by_server=rain.tried - len(found),
-        states=dict(Counter(one.state for one in found.values())),
+        # What else a client wrote there, beside a forged admission, is nothing of ours.
+        states=dict(
+            Counter(one.state if one.state in (*END_STATES, "NEW", "PENDING") else "other" for one in found.values())
+        ),
         rejected_by_code=dict(sorted(codes.items())),
         seconds=round(time.monotonic() - began),
         memory_mb={"start": at_start, "most_above": at_most, "end_above": at_end},

@@ -10,11 +10,13 @@ from bson import Decimal128, ObjectId, Regex
 from pymongo.database import Database
 from pymongo.errors import WriteError
 
+from handlers.admission import admit
 from handlers.errors import LostTask
 from handlers.store import Store
 from handlers.store.tasks import Expired, TaskError
 from schemas.enums import TaskStatus
 from schemas.task import Task
+from tests.fuzz.hostile import nested
 from tests.fuzz.raw_bson import Pairs, raw_document
 from tests.helpers import Service, ended, running, train_request, wait_for
 from tests.integration.test_tasks import claim, pending
@@ -161,16 +163,19 @@ def filled(db: Db, key: Any, size: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("end", ["fail", "recover", "retry", "cancel"])
+@pytest.mark.usefixtures("roomy")
+@pytest.mark.parametrize("end", ["fail", "recover", "retry", "cancel", "claim"])
 async def test_a_full_document(store: Store, db: Db, end: str) -> None:
     """Filled by hand to 16 MB while it waits or runs: it ends all the same, and keeps what identifies it."""
     key = await pending(store, db, 1)
-    task = None if end == "cancel" else await claim(store)
+    task = None if end in ("cancel", "claim") else await claim(store)
     fields = {"cancel_requested": end == "cancel", "junk": "", "lease_renewed_at": datetime(2020, 1, 1, tzinfo=UTC)}
     db.DL_TASK.update_one({"_id": key}, {"$set": fields})
     room = 16 * 1024 * 1024 - len(bson.encode(document(db, key)))
     wait_for(lambda: filled(db, key, room - 10))
-    if task is None:
+    if end == "claim":
+        assert await claim(store) is None
+    elif task is None:
         assert await store.tasks.cancel_waiting() == 1
     elif end == "fail":
         await store.tasks.finish(task, TaskStatus.FAILED, error=ERROR)
@@ -208,3 +213,25 @@ def test_the_largest_number_of_iterations(serve: Callable[..., Service], db: Db,
     db.DL_TASK.update_one({"task_id": 1}, {"$set": {"cancel_requested": True}})
     assert ended(db, 1)["status"] == "CANCELLED"
     assert service.stop() == 0
+
+
+@pytest.mark.parametrize("name", ["comment", "progress", "history", "history.0", "param_request.x", "snapshot"])
+async def test_a_document_nested_as_deep_as_can_be(store: Store, db: Db, name: str) -> None:
+    """The server stores it, and cannot put it into the answer of a claim: those behind it are claimed all the same."""
+    key = await pending(store, db, 1, priority=9)
+    db.DL_TASK.update_one({"_id": key}, {"$set": {name: nested(179 - name.count("."), as_list=name == "history")}})
+    await pending(store, db, 2)
+    free = {"CPU": 1}
+    found = [await store.tasks.claim("w", free), await store.tasks.claim("w", free)]
+    assert [one["task_id"] for one in found if one is not None] in ([1, 2], [2])
+    assert document(db, key)["status"] == ("RUNNING" if all(found) else "FAILED")
+
+
+async def test_a_new_document_that_has_no_room_for_its_state(store: Store, db: Db, image_ids: list[ObjectId]) -> None:
+    """Its `_id` stands there twice once it is admitted, which is too much beside the rest: it is rejected."""
+    key = "x" * (5 << 20)
+    db.DL_TASK.insert_one({"_id": key, **train_request(1, junk="x" * (16_785_000 - 2 * len(key)))})
+    await admit(store, key)
+    found = document(db, key)
+    assert (found["status"], found["error_code"], found["task_id"]) == ("REJECTED", 7, 1)
+    assert "no room" in found["error"]["message"]

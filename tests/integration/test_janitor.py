@@ -70,6 +70,20 @@ async def test_what_nothing_names_goes_and_all_else_stays(store: Store, db: Db) 
     assert not {lost_snapshot, lost_message, lost_report, big} & kept(db, "models")
 
 
+async def test_records_of_other_forms_keep_it_from_nothing(store: Store, db: Db) -> None:
+    """Files that are not ours, and tasks whose fields somebody changed into something else, are passed over."""
+    others: list[tuple[Any, Any]] = [({"a": 1}, {"task_id": 1}), (1, [{"task_id": 1}]), (2, {"task_id": {}})]
+    others += [(ObjectId(), [{"task_id": 1}]), (ObjectId(), {"task_id": {}})]
+    for key, metadata in others:
+        db["models.files"].insert_one({"_id": key, "metadata": metadata, "length": 0})
+    values: list[Any] = ["x", [1], 5, {"reports": ["x"]}, {"reports": "x", "file_id": {}}]
+    for number, value in enumerate(values):
+        put(db, "models", task_id=number)
+        db.DL_TASK.insert_one({"task_id": number, "result": value, "snapshot": value, "json_mongodb_id": value})
+    assert await remove_after_a_day(store, db) == len(values)
+    assert db["models.files"].count_documents({}) == len(others)
+
+
 async def test_a_message_that_another_task_runs_on_stays(store: Store, db: Db) -> None:
     """Built by task 1, which is deleted; task 2 was given it."""
     message = put(db, "messages")

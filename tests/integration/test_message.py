@@ -361,3 +361,39 @@ async def test_a_given_message_that_is_none(store: Store, tmp_path: Path, text: 
         await read_given(store, tmp_path / "given.json", tmp_path / "refs.jsonl")
     assert (refused.value.kind, refused.value.field) == ("data", "json_mongodb_id")
     assert refused.value.code is TaskErrorCode.JASON_MONGOID_INVALID
+
+
+async def test_names_and_numbers_of_classes_are_bounded(store: Store, db: Db, tmp_path: Path) -> None:
+    """What a result repeats of them must fit into the task's document: long names are skipped, too many end it."""
+    db.IMG_INFO.insert_one(image(1))
+    db.IMG_LAB_INFO.insert_many([label(1, "x" * 200), label(1, "x" * 201)])
+    message = await build(store, db, tmp_path)
+    assert [known["name"] for known in message["class_info"]] == ["x" * 200]
+    assert "201 characters" in message["dataset_info"]["skipped_labels"]["examples"][0]["reason"]
+    db.IMG_LAB_INFO.insert_many([label(1, f"c{number}") for number in range(5000)])
+    with pytest.raises(PermanentError, match="more than 5000 classes") as raised:
+        await build(store, db, tmp_path)
+    assert raised.value.kind == "data"
+
+
+async def test_images_under_ids_of_other_types(store: Store, db: Db, tmp_path: Path) -> None:
+    """A document, a number, a binary: none of the interface's ids, so the image is listed, and not fetched."""
+    keys: list[Any] = [{"a": 1}, 5, b"12", float("nan"), "x", ObjectId()]
+    for number, key in enumerate(keys):
+        db.IMG_INFO.insert_one({**image(number), "_id": key, "split": "val" if number % 2 else "train"})
+    message = await build(store, db, tmp_path)
+    assert len(message["image_info"]) == len(keys)
+    refs = [json.loads(line) for line in (tmp_path / "refs.jsonl").read_text().splitlines()]
+    assert [ref["mongodb_id"] for ref in refs if ref["file_id"] is not None] == [str(keys[-1])]
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, 1.0, 1e300, 10**300, 2**63, True, "1", None, [1], "../x"], ids=lambda v: f"{v!r:.9}"
+)
+async def test_the_id_of_an_image_in_a_given_message(store: Store, tmp_path: Path, value: Any) -> None:
+    """It names a file and a row of results, so it is a whole number from 1 or the message is none."""
+    path = tmp_path / "message.json"
+    path.write_text(json.dumps({"image_info": [{"id": value, "mongodb_id": "0" * 24}]}))
+    with pytest.raises(PermanentError, match="cannot be read") as raised:
+        await read_given(store, path, tmp_path / "refs.jsonl")
+    assert (raised.value.kind, raised.value.field) == ("data", "json_mongodb_id")
