@@ -20,8 +20,8 @@ def _once(document: str) -> Document:
     return {"$cond": [{"$eq": [{"$type": document}, "object"]}, once, True]}
 
 
-#: Whether no field comes twice where our updates change a document: such an update would abort the server (see
-#: `documents.strictly`). Anybody may write it so, before its admission or after.
+#: Whether no field comes twice where our updates by a pipeline change a document: such an update would abort the server
+#: (see `documents.strictly`); plain operators do no harm. Anybody may write it so, before its admission or after.
 ONCE: Document = {
     "$and": [
         _once("$$ROOT"),

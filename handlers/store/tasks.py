@@ -470,7 +470,7 @@ class Tasks:
         if status is TaskStatus.FAILED:
             fields |= COUNTED_FAULT
         update: list[Document] = [{"$set": fields}, {"$unset": ["owner", "lease_renewed_at"]}]
-        if await self._end(self._fence(task), update, session):
+        if await self._end(self._fence_of_pipeline(task), update, session):
             return True
         # Only the owner of an attempt ends it as SUCCEEDED, so one that stands there is this attempt's own.
         ended = {
@@ -509,7 +509,7 @@ class Tasks:
 
         `delay` is in seconds; without it the delay doubles with each fault, from 1 s to 5 min.
         """
-        return await self._fault(self._fence(task), task.attempt, error, delay, batch_size_limit)
+        return await self._fault(self._fence_of_pipeline(task), task.attempt, error, delay, batch_size_limit)
 
     # ---- anybody's writes
 
@@ -587,8 +587,11 @@ class Tasks:
             "owner": task.owner,
             "attempt": task.attempt,
             "status": TaskStatus.RUNNING.name,
-            "$expr": ONCE,
         }
+
+    def _fence_of_pipeline(self, task: Task) -> Document:
+        """The fence of a state change. Not of a renewal, which plain operators make: it is frequent, and this dear."""
+        return {**self._fence(task), "$expr": ONCE}
 
     def _lease_over(self) -> Document:
         # The status says RUNNING: a lease that is missing was forged away, and is over.
@@ -601,7 +604,8 @@ class Tasks:
         return {"$not": [{"$and": held}]}
 
     async def _fenced(self, task: Task, update: Document | list[Document]) -> None:
-        changed = await self._db.call(self._tasks.update_one, self._fence(task), update)
+        fence = self._fence_of_pipeline(task) if isinstance(update, list) else self._fence(task)
+        changed = await self._db.call(self._tasks.update_one, fence, update)
         if not changed.matched_count:
             raise LostTask(task.task_id)
 

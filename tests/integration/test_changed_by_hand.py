@@ -123,7 +123,7 @@ async def test_a_lost_task_whose_owner_and_attempt_are_none(store: Store, db: Db
 
 
 async def test_a_field_written_twice_under_a_running_task(store: Store, db: Db) -> None:
-    """An update by a pipeline would abort the server: the task is lost to its owner, and stays as it is, alone."""
+    """An update by a pipeline would abort the server: its owner can change its state no more, and it stays, alone."""
     for number, name in enumerate(("error", "history", "status")):
         key = await pending(store, db, number)
         task = await claim(store)
@@ -140,7 +140,6 @@ async def test_a_field_written_twice_under_a_running_task(store: Store, db: Db) 
             lambda task: store.tasks.finish(task, TaskStatus.FAILED, error=ERROR),
             lambda task: store.tasks.retry(task, ERROR),
             lambda task: store.tasks.release(task, "drain"),
-            lambda task: store.tasks.renew(task, None),
         ):
             with pytest.raises(LostTask):
                 await write(task)
