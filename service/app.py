@@ -26,6 +26,8 @@ from service.secrecy import child_environment, hide_from_children
 from service.settings import Settings
 from service.sweeper import ADMITTERS, Sweeper
 from service.watcher import Watcher
+from service.web.probes import probe_routes
+from service.web.server import http_server
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -106,6 +108,12 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 await sweeper.cancel(key)
 
             watcher = Watcher(store, new=new_keys, sweep_all=sweeper.sweep_all, cancel=cancel, wake=dispatcher.wake)
+
+            def why_not_ready() -> str:
+                if dispatcher.draining:
+                    return "draining"
+                return "" if sweeper.connected else "the database does not answer"
+
             background.start_soon(_drain_on_signal, dispatcher)
             background.start_soon(watcher.run)
             for _ in range(ADMITTERS):
@@ -124,8 +132,9 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 gpu_fallback=devices.fallback,
             )
             try:
-                # Returns once drained: attempts first, since they need the watcher, the leases and the database.
-                await dispatcher.run()
+                async with http_server(probe_routes(why_not_ready), settings.http_host, settings.http_port):
+                    # Returns once drained: attempts first, since they need the watcher, the leases and the database.
+                    await dispatcher.run()
             finally:
                 with anyio.CancelScope(shield=True):
                     await children.close()

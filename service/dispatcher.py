@@ -61,6 +61,11 @@ class Dispatcher:
         return [f"{attempt.task.task_id}/{attempt.task.attempt}" for attempt in self._attempts]
 
     @property
+    def draining(self) -> bool:
+        """Whether it claims no more for good."""
+        return self._draining
+
+    @property
     def resting(self) -> bool:
         """Whether nothing is claimed for now, after a fault of this machine."""
         return anyio.current_time() < self._rests_until

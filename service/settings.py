@@ -36,6 +36,10 @@ class Settings(DatabaseSettings):
     lease_seconds: float = Field(LEASE_SECONDS, ge=2)
     #: Seconds between two sweeps over the task collection, which repair whatever a change event missed.
     sweep_seconds: float = Field(5, gt=0)
+    #: Port of the page, the metrics and the probes; 0: any free one; `off`: none of them.
+    http_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 8080
+    #: Address that it listens on. It asks nobody for a password: see docs/security.md before it leaves the machine.
+    http_host: str = "127.0.0.1"
     #: The command that a child process is started with.
     child_command: Annotated[tuple[str, ...], NoDecode] = (sys.executable, "-m", "handlers.detection")
 

@@ -57,6 +57,7 @@ def dltask_env(mongo_uri: str, database_name: str, tmp_path: Path) -> dict[str, 
         "DLTASK_MONGODB_URI": mongo_uri,
         "DLTASK_DATABASE": database_name,
         "DLTASK_CACHE_DIR": str(tmp_path / "cache"),
+        "DLTASK_HTTP_PORT": "off",  # many workers, one machine
     }
 
 

@@ -216,6 +216,7 @@ def environment(uri: str, database: str, run: str, **settings: object) -> dict[s
         "DLTASK_CHILD_COMMAND": STANDIN,
         "DLTASK_LOG_FORMAT": "json",
         "DLTASK_GPU_DEVICES": "0",
+        "DLTASK_HTTP_PORT": "off",
     }
     return env | {f"DLTASK_{name.upper()}": str(value) for name, value in settings.items()}
 
