@@ -4,7 +4,6 @@
 for `dltask logs` (see `Story`).
 """
 
-import json
 import logging
 import sys
 from collections import Counter, deque
@@ -13,6 +12,9 @@ from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from handlers.store.traces import LINE_LENGTH
+from service.log_lines import stored_line
 
 #: Lines about one task that wait to be stored; the oldest fall off while the database is away.
 _PENDING_LINES = 1000
@@ -57,7 +59,7 @@ class Story:
         """Keep the line, and pass it on."""
         lines = self._lines.get(event.get("task_id", ""))
         if lines is not None:
-            lines.append(json.dumps(event, default=str, ensure_ascii=False))
+            lines.append(stored_line(event, LINE_LENGTH))
         return event
 
 

@@ -41,8 +41,9 @@ class Traces:
         return [{"iteration": row.pop("_id")["iteration"], **row} for row in rows]
 
     async def append_log(self, task_id: Any, lines: Sequence[str]) -> None:
-        """Append log lines (JSON); the oldest fall off."""
+        """Append log lines (JSON, of LINE_LENGTH characters at most); the oldest fall off."""
         if lines:
+            # They come cut, and as whole JSON (`service.log_lines`); here the document is bounded whatever comes.
             bounded = [line[:LINE_LENGTH] for line in lines]
             await self._db.call(
                 self._logs.update_one,
@@ -54,4 +55,6 @@ class Traces:
     async def log(self, task_id: Any) -> list[str]:
         """The log lines of a task, oldest first."""
         found = await self._db.call(self._logs.find_one, {"_id": task_id})
-        return found["lines"] if found else []
+        lines = found.get("lines") if found else None
+        # Anybody who may write there may have written anything.
+        return [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []

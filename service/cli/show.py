@@ -267,8 +267,9 @@ def log_text(line: str) -> str:
         time, level, what = (str(event.pop(key, "")) for key in ("timestamp", "level", "event"))
     except (ValueError, TypeError):
         return printable(line)
-    rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in ("task_id", "owner"))
-    return printable(f"{time} {level:7} {what} {rest}".rstrip())
+    hidden = ("task_id", "owner", "trace_id", "span_id")
+    rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in hidden)
+    return printable(f"{time} {level:9} {what} {rest}".rstrip())
 
 
 def _number(value: Any) -> str:

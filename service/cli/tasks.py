@@ -175,28 +175,26 @@ def cancel(task_id: TaskId) -> None:
 
 
 @app.command()
-def logs(task_id: TaskId, as_json: AsJson = False) -> None:
-    """The log of one task, over all attempts."""
-    from schemas.numbers import bson_uint64
-    from service.cli.show import log_text
+def logs(
+    task_id: TaskId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One task's story: its states and its log lines, over all workers and attempts."""
+    from service.cli.story import entry_text, tell
 
-    async def read(store: "Store") -> list[str]:
-        await _task(store, task_id)
-        return await store.traces.log(bson_uint64(task_id))
+    entries: list[Any] = []
 
-    lines = with_store(read)
+    def say(entry: Any) -> None:
+        if as_json:
+            entries.append(entry)
+        else:
+            print(entry_text(entry), flush=True)
+
+    if not with_store(lambda store: tell(store, task_id, say, follow=follow)):
+        fail(f"there is no task {task_id}; see `dltask status`")
     if as_json:
-        print_json([_parsed(line) for line in lines])
-    else:
-        for line in lines:
-            print(log_text(line))
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return {"event": line}  # cut off at the length that is stored
+        print_json(entries)
 
 
 @app.command()

@@ -236,7 +236,7 @@ def test_log_lines() -> None:
         "task_id": "1",
         "line": "a\nb",
     }
-    assert log_text(json.dumps(line)) == "2026-01-02T03:04:05Z info    child output line=a b"
+    assert log_text(json.dumps(line)) == "2026-01-02T03:04:05Z info      child output line=a b"
     assert log_text('{"event": "cut o') == '{"event": "cut o'
     assert log_text("[1]") == "[1]"
 

@@ -1,0 +1,62 @@
+"""A stored log line is JSON of bounded length, whatever was logged."""
+
+import json
+from typing import Any
+
+import pytest
+
+from service.log_lines import stored_line
+
+LINE = {"event": "child output", "level": "info", "timestamp": "2026-01-02T03:04:05Z", "task_id": "1", "attempt": 1}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"line": "x" * 5000},
+        {"line": '"' * 5000},
+        {"line": "\x00\x1b" * 3000},
+        {"line": "ü" * 999, "reason": "y" * 999},
+        {"reason": ["word"] * 2000},
+        {"line": "\udce4" * 3000},
+        {f"field{number}": "z" * 30 for number in range(200)},
+        {"nested": {"deep": {"deeper": "x" * 3000}}},
+    ],
+)
+def test_a_long_line_is_cut_and_stays_json(fields: dict[str, Any]) -> None:
+    """What readers go by is whole, and MongoDB can take it."""
+    line = stored_line({**LINE, **fields}, 1000)
+    assert len(line) <= 1000
+    read = json.loads(line)
+    assert {key: str(read[key]) for key in LINE} == {key: str(value) for key, value in LINE.items()}
+    line.encode()
+
+
+def test_no_more_is_cut_than_must_be() -> None:
+    """Only the longest text loses its end, and nearly all of the length is used."""
+    line = stored_line({**LINE, "line": "x" * 5000, "reason": "short"}, 1000)
+    assert len(line) > 950
+    read = json.loads(line)
+    assert read["reason"] == "short"
+    assert read["line"].endswith("x…")
+
+
+def test_a_traceback_keeps_its_end() -> None:
+    """Its last line says what happened."""
+    line = stored_line({**LINE, "exception": "Traceback\n" + "  File\n" * 500 + "ValueError: no"}, 1000)
+    assert json.loads(line)["exception"].endswith("ValueError: no")
+
+
+def test_an_event_that_is_a_page_is_cut_too() -> None:
+    """A library's own message can be of any length."""
+    read = json.loads(stored_line({**LINE, "event": "e" * 5000}, 1000))
+    assert read["event"] == "e" * 80
+
+
+def test_a_short_line_is_untouched() -> None:
+    """As it was logged, types and all."""
+    assert json.loads(stored_line({**LINE, "map": 0.5, "devices": ["cpu"]}, 1000)) == {
+        **LINE,
+        "map": 0.5,
+        "devices": ["cpu"],
+    }
