@@ -19,7 +19,7 @@ from schemas.enums import TaskErrorCode, TaskTypeClass, member
 from schemas.networks import NETWORKS
 from schemas.numbers import UINT64_MAX, bson_uint64, whole_number
 from schemas.params import ParamClass, ParamError, check_params, shown, split_model_name, stored_params
-from schemas.task import DEFAULT_MAX_ATTEMPTS, MAX_DOCUMENT_BYTES, object_id
+from schemas.task import DEFAULT_MAX_ATTEMPTS, MAX_DOCUMENT_BYTES, object_id, task_name
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -80,7 +80,7 @@ async def _reject(store: Store, key: Any, task_id: Any, rejection: Rejection, *,
     if await store.tasks.reject(key, rejection, drop_all=drop_all):
         log.warning(
             "task rejected",
-            task_id=shown(task_id),
+            task_id=task_name(task_id),
             key=shown(key),
             code=rejection.code.name,
             field=rejection.field,

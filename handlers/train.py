@@ -38,7 +38,7 @@ async def _snapshot(store: Store, task: Task, path: Path) -> Path | None:
         problem = f"its sha256 is {digest}; expected {task.snapshot.sha256}"
     except FileMissing as error:
         problem = str(error)
-    log.warning("snapshot unusable, starting over", iteration=task.snapshot.iteration, reason=problem)
+    log.warning("snapshot unusable", iteration=task.snapshot.iteration, reason=problem)
     await store.tasks.drop_snapshot(task)
     return None
 

@@ -152,6 +152,14 @@ def _whole(document: Mapping[str, Any], field: str, low: int, high: int) -> int:
     raise ValueError(f"{field} is {shown(document.get(field))}; expected a whole number from {low} to {high}")
 
 
+def task_name(task_id: Any) -> str:
+    """How a log names a task: by its number, however a client wrote it; any other value as it stands there."""
+    try:
+        return str(whole_number(task_id))
+    except ValueError:
+        return shown(task_id)
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two values from documents are the same, as the server sees it: NaN is NaN, and so it is deep inside."""
     return bool(one == other) or bson.encode({"": one}) == bson.encode({"": other})

@@ -76,7 +76,7 @@ class Bench:
         log = (self.folder / "service.log").open("ab")
         size = log.tell()
         process = subprocess.Popen([*DLTASK, "serve"], env=os.environ | settings, stderr=log)
-        until(lambda: b"change stream open" in (self.folder / "service.log").read_bytes()[size:], 30)
+        until(lambda: b"change stream opened" in (self.folder / "service.log").read_bytes()[size:], 30)
         return process
 
     def insert(self, documents: str) -> None:

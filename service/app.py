@@ -143,14 +143,14 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                         if sweeper.connected:
                             await store.workers.leave(owner)
                     except StoreError as error:
-                        log.info("not taken off the list of workers", reason=brief(error))
+                        log.info("worker not taken off the list", reason=brief(error))
                 background.cancel_scope.cancel()
 
 
 async def _drain_on_signal(dispatcher: Dispatcher) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
-            log.info("draining", signal=signal.Signals(number).name, running=sorted(dispatcher.running))
+            log.info("service draining", signal=signal.Signals(number).name, running=sorted(dispatcher.running))
             dispatcher.drain()
 
 

@@ -133,7 +133,7 @@ class Attempt:
         """Make the attempt and leave the task in its next state."""
         structlog.contextvars.bind_contextvars(task_id=self._name, attempt=self.task.attempt, owner=self.task.owner)
         self._story.open(self._name)
-        log.info("task running", task_type=self.task.task_type, devices=self.devices)
+        log.info("task claimed", task_type=self.task.task_type, devices=self.devices)
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._keep_lease)
@@ -165,17 +165,17 @@ class Attempt:
             except OSError as error:
                 # A full disk, no more processes: this machine's fault, and another worker may do better.
                 self.machine_failed = True
-                log.exception("fault of this machine")
+                log.exception("machine failed")
                 await self._retry(TaskError("machine", str(error)))
             except Exception:
                 # The one broad catch: a bug in a handler ends its task, not the worker and the tasks beside it.
-                log.exception("bug in a handler")
+                log.exception("bug in handler")
                 await self._fail(TaskError("bug", "a fault of the service; its traceback is in the worker's log"))
         except LostTask:
-            log.warning("task lost to another worker, or over")
+            log.warning("task lost")
         except StoreError as error:
             # Nothing can be written of this task. Its lease runs out, and its faults are counted by who takes it back.
-            log.error("task cannot be ended", reason=brief(error))  # noqa: TRY400
+            log.error("task not ended", reason=brief(error))  # noqa: TRY400
 
     async def _prepare_and_run(self) -> None:
         job: child_job.Job | None = None
@@ -195,7 +195,7 @@ class Attempt:
             try:
                 await self._children.warm_up()
             except OSError as error:
-                log.warning("no child can be warmed up", reason=str(error))
+                log.warning("child not warmed up", reason=str(error))
             if self._ending is not None:
                 self._stop(child)
             await self._listen(child)
@@ -225,7 +225,7 @@ class Attempt:
             child.kill()
             if self._ending is None:
                 raise TemporaryError("hung", f"the child made no progress for {self._silence_seconds:g} s") from None
-            log.warning("child did not stop in time, killed", grace_seconds=self._grace_seconds)
+            log.warning("child killed", grace_seconds=self._grace_seconds)
         code = await child.wait()
         if self._outcome is None and self._ending is None:
             last = child.last_words[-1] if child.last_words else "it said nothing"
@@ -255,7 +255,7 @@ class Attempt:
             case child_job.Note():
                 if len(self._notes) < _MAX_NOTES:
                     self._notes.append(event.message)
-                    log.info("note", message=event.message)
+                    log.info("child noted", message=event.message)
             case child_job.Snapshot():
                 await self._store_snapshot(event)
             case _:
@@ -312,7 +312,7 @@ class Attempt:
             log.info("task released")
             return
         self._given_up = True
-        log.warning("task not released, its lease runs out", grace_seconds=self._grace_seconds)
+        log.warning("task not released", grace_seconds=self._grace_seconds)
 
     async def _succeed(self, outcome: child_job.Trained | child_job.Tested) -> None:
         kind = self.task.params.device_type.name
@@ -383,7 +383,7 @@ class Attempt:
         if after.status == TaskStatus.FAILED.name:
             log.error("task failed", kind=error.kind, reason=error.message, failures=after.failures)
         else:
-            log.warning("task back in the queue", kind=error.kind, reason=error.message, failures=after.failures)
+            log.warning("task requeued", kind=error.kind, reason=error.message, failures=after.failures)
 
     async def _insist(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Do what needs the database, however long that is away: hours of work must not be lost to an outage.
@@ -401,7 +401,7 @@ class Attempt:
             wait=wait_exponential_jitter(initial=0.5, max=10),
             sleep=anyio.sleep,
             before_sleep=lambda state: log.warning(
-                "database away, trying again",
+                "database away",
                 reason=brief(_failure(state)),
             ),
         )

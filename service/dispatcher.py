@@ -12,7 +12,7 @@ from handlers.store import Store
 from handlers.store.database import OPERATION_TIMEOUT_MS, Document, StoreError, brief
 from handlers.store.tasks import TaskError
 from schemas.params import shown
-from schemas.task import Task, same
+from schemas.task import Task, same, task_name
 from service.attempt import Attempt, Ending
 from service.devices import Devices
 
@@ -97,18 +97,18 @@ class Dispatcher:
                     await self._claim_all(attempts)
                 except StoreError as error:
                     self._unsure_until = anyio.current_time() + _UNSURE_SECONDS
-                    log.warning("claim failed, trying again", reason=brief(error))
+                    log.warning("claim failed", reason=brief(error))
                 except Exception:
                     # What one document can do to a claim must not end the worker, and all that runs beside it.
                     self._unsure_until = anyio.current_time() + _UNSURE_SECONDS
-                    log.exception("bug in a claim, trying again")
+                    log.exception("bug in claim")
                 # Whichever is first: a hint, a freed device, or the next poll.
                 with anyio.move_on_after(self._poll_seconds):
                     await self._woken.wait()
             try:
                 await self._take_up(attempts)
             except StoreError as error:
-                log.warning("what the last claim took is left to its lease", reason=brief(error))
+                log.warning("last claim not taken up", reason=brief(error))
 
     async def _take_up(self, attempts: TaskGroup) -> None:
         """Run what a claim took although it raised. Drained, such an attempt gives its task back at once."""
@@ -116,9 +116,8 @@ class Dispatcher:
             return
         for document in await self._store.tasks.running_of(self._owner):
             if not any(_is_of(attempt.task, document) for attempt in self._attempts):
-                log.warning(
-                    "task claimed without an answer", key=shown(document["_id"]), attempt=document.get("attempt")
-                )
+                name, attempt = task_name(document.get("task_id")), document.get("attempt")
+                log.warning("claim found without its answer", task_id=name, attempt=attempt)
                 await self._start(attempts, document)
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
@@ -156,7 +155,8 @@ class Dispatcher:
             # Changed by hand since its admission, or never admitted whatever it says of itself.
             reason = f"the document is no task any more, somebody has changed it: {_first_line(error)}"
             await self._store.tasks.refuse(document, self._owner, TaskError("document", reason))
-            log.error("task failed", key=shown(document["_id"]), kind="document", reason=reason)  # noqa: TRY400
+            name = task_name(document.get("task_id"))
+            log.error("task failed", task_id=name, kind="document", reason=reason)  # noqa: TRY400
             return
         devices = self._devices.take(task.params.device_type.name, task.params.device_num)
         attempt = self._make_attempt(task, devices)
@@ -182,14 +182,14 @@ class Dispatcher:
         seconds = min(_REST_SECONDS * 2**self._rests, _LONGEST_REST_SECONDS)
         self._rests += 1
         self._rests_until = anyio.current_time() + seconds
-        log.warning("no task is claimed after a fault of this machine", seconds=seconds)
+        log.warning("worker resting", seconds=seconds)
 
     async def _run_attempt(self, attempt: Attempt) -> None:
         try:
             await attempt.run()
         except Exception:
             # Its lease runs out, and somebody takes the task back; those beside it go on.
-            log.exception("bug in an attempt", task_id=str(attempt.task.task_id), attempt=attempt.task.attempt)
+            log.exception("bug in attempt", task_id=str(attempt.task.task_id), attempt=attempt.task.attempt)
         finally:
             task = attempt.task
             self._attempts.remove(attempt)

@@ -31,9 +31,9 @@ async def keep_clean(store: Store, cache: ImageCache) -> None:
             if removed := await remove_orphans(store, older_than=ORPHAN_SECONDS):
                 log.info("orphaned files removed", files=removed)
         except StoreError as error:
-            log.warning("clean-up failed, trying again in an hour", reason=brief(error))
+            log.warning("clean-up failed", reason=brief(error))
         except Exception:
-            log.exception("bug in the clean-up, trying again in an hour")
+            log.exception("bug in clean-up")
         await anyio.sleep(_EVERY_SECONDS)
 
 

@@ -71,7 +71,7 @@ class Child:
                 complaints += 1
                 if complaints <= _MAX_COMPLAINTS:
                     said, why = line[:300].decode(errors="replace"), error.errors()[0]["msg"][:300]
-                    self._log.warning("child said something that is no event", line=said, reason=why)
+                    self._log.warning("child line ignored", line=said, reason=why)
                 continue
             yield event
 

@@ -16,6 +16,7 @@ from handlers.store.database import Document, StoreError, away, brief, refused
 from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode
 from schemas.params import shown
+from schemas.task import task_name
 from service.attempt import quiet_renew_seconds
 from service.logs import Story
 
@@ -75,7 +76,7 @@ class Sweeper:
                     self._connected_since = time.monotonic()
             except StoreError as error:
                 self._connected_since = None
-                log.warning("sweep failed, trying again", reason=brief(error))
+                log.warning("sweep failed", reason=brief(error))
             await anyio.sleep(self._every_seconds)
 
     async def sweep(self) -> None:
@@ -86,10 +87,10 @@ class Sweeper:
             except StoreError as error:
                 if away(error):
                     raise
-                log.error("a step of the sweep failed", step=step.__name__.strip("_"), reason=brief(error))  # noqa: TRY400
+                log.error("sweep step failed", step=step.__name__.strip("_"), reason=brief(error))  # noqa: TRY400
             except Exception:
                 # A document that nobody thought of must not keep all others from being looked after.
-                log.exception("bug in a step of the sweep", step=step.__name__.strip("_"))
+                log.exception("bug in sweep step", step=step.__name__.strip("_"))
         self._wake()
 
     async def sweep_all(self) -> None:
@@ -122,18 +123,17 @@ class Sweeper:
             await self.sweep_all()
 
     async def _cancel_waiting(self) -> None:
-        if ended := await self._store.tasks.cancel_waiting():
-            log.info("waiting tasks cancelled", tasks=ended)
+        await self.cancel()
 
     async def _admit_copies(self) -> None:
         async with aclosing(self._store.tasks.copied_keys()) as keys:
             async for key in keys:
                 await self.admit(key)
 
-    async def cancel(self, key: Any) -> None:
-        """End the task with this `_id` if it waits and its client asked for that."""
-        if await self._store.tasks.cancel_waiting(key):
-            log.info("waiting task cancelled", key=shown(key))
+    async def cancel(self, key: Any = None) -> None:
+        """End the task with this `_id`, or each, that waits and whose client asked for that."""
+        for task_id in await self._store.tasks.cancel_waiting(key):
+            log.info("task cancelled", task_id=task_name(task_id))
 
     async def admit_from(self, keys: MemoryObjectReceiveStream[Any]) -> None:
         """Admit documents as the watcher names them, until cancelled."""
@@ -143,9 +143,9 @@ class Sweeper:
                 self._wake()
             except StoreError as error:
                 self._missed = True
-                log.warning("admission failed, the sweep tries again", key=shown(key), reason=brief(error))
+                log.warning("admission failed", key=shown(key), reason=brief(error))
             except Exception:
-                log.exception("bug in admission, the sweep tries again", key=shown(key))
+                log.exception("bug in admission", key=shown(key))
 
     async def admit(self, key: Any) -> None:
         """Answer one new document. Raises StoreError while the database is away."""
@@ -157,7 +157,7 @@ class Sweeper:
             # It must not keep those after it from their answer: no answer fits beside an `_id` of 8 MB, say. One that
             # was not refused for good is tried again, by a look that finds copies too.
             self._missed = self._missed or not refused(error)
-            log.error("document cannot be answered", key=shown(key), reason=brief(error))  # noqa: TRY400
+            log.error("document not answered", key=shown(key), reason=brief(error))  # noqa: TRY400
 
     async def _admit(self, key: Any) -> None:
         try:
@@ -205,13 +205,13 @@ class Sweeper:
                 if away(error):
                     raise
                 # Changed by hand into something that cannot be counted up: it must not keep the others waiting.
-                log.error("task cannot be taken back", task_id=shown(lost.task_id), reason=brief(error))  # noqa: TRY400
+                log.error("task not taken back", task_id=task_name(lost.task_id), reason=brief(error))  # noqa: TRY400
                 continue
-            name = str(lost.task_id)
+            name = task_name(lost.task_id)
             # Who lost it cannot say so.
             self._story.open(name)
             log.warning(
-                "task taken from a lost worker",
+                "task taken back",
                 task_id=name,
                 attempt=lost.attempt,
                 lost_owner=lost.owner,

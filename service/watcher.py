@@ -47,11 +47,11 @@ class Watcher:
         while True:
             try:
                 await self._watch()
-                log.warning("change stream ended, opening it afresh")
+                log.warning("change stream ended")
             except* StoreError as errors:
-                log.warning("change stream lost, opening it afresh", reason=brief(errors.exceptions[0]))
+                log.warning("change stream lost", reason=brief(errors.exceptions[0]))
             except* Exception:
-                log.exception("bug in the watcher, opening the change stream afresh")
+                log.exception("bug in watcher")
             # While the server is away, opening the stream waits for it; this is for what fails at once.
             await anyio.sleep(_PAUSE_SECONDS)
 
@@ -68,13 +68,13 @@ class Watcher:
     async def _sweep_when_due(self) -> None:
         """Open first, then sweep: what is inserted in between is seen twice, and nothing is missed."""
         await self.opened.wait()
-        log.info("change stream open")
+        log.info("change stream opened")
         while True:
             # Before the sweep, so that what is dropped during one has the next one; beside the stream, which goes on.
             self._sweep_due = anyio.Event()
             await self._sweep_all()
             await self._sweep_due.wait()
-            log.warning("a collection was dropped or renamed, making its indexes and sweeping everything")
+            log.warning("collection dropped or renamed")
 
     async def _pass_on(self, hint: Hint) -> None:
         if hint.tables:

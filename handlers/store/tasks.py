@@ -545,13 +545,11 @@ class Tasks:
         )
         return await self._fault(fence, lost.attempt, error, None, None, worker_lost=True)
 
-    async def cancel_waiting(self, key: Any = None) -> int:
-        """End PENDING tasks whose client asked for that: the one with this `_id`, or all. Returns how many."""
+    async def cancel_waiting(self, key: Any = None) -> list[Any]:
+        """End PENDING tasks whose client asked for that: the one with this `_id`, or all. Returns their `task_id`s."""
         asked = {"status": TaskStatus.PENDING.name, "cancel_requested": True, **IN_QUEUE_INDEX, **ADMITTED}
-        keys = [key]
-        if key is None:
-            cursor = self._raw.find(asked, {"_id": True})
-            keys = [readable(document)["_id"] for document in await self._db.call(cursor.to_list)]
+        cursor = self._raw.find(asked if key is None else named(key, asked), {"task_id": True})
+        found = [readable(document) for document in await self._db.call(cursor.to_list)]
         fields = {
             "status": TaskStatus.CANCELLED.name,
             "end_time": "$$NOW",
@@ -560,8 +558,9 @@ class Tasks:
             "error_code": int(CANCELLED.code),
             "history": history(TaskStatus.CANCELLED.name, attempt="$attempt"),
         }
+        update: list[Document] = [{"$set": fields}, {"$unset": ["not_before"]}]
         # One by one: an update of all would end at the first that has no room for its end.
-        return sum([await self._end(named(key, asked), [{"$set": fields}, {"$unset": ["not_before"]}]) for key in keys])
+        return [task.get("task_id") for task in found if await self._end(named(task["_id"], asked), update)]
 
     async def files_named(self, task_ids: Sequence[Any], message_ids: Sequence[str]) -> set[str]:
         """Hex ids of all files that these tasks name, and of these messages those that any task names."""

@@ -116,7 +116,7 @@ def untold(history: History, db: Database[dict[str, Any]], deaths: Iterable[Deat
         told = [event for event in map(_event, logs.get(record.task_id, [])) if event]
         # Of an attempt that was killed within its first seconds, the one that took the task back tells.
         of_last = [str(event["event"]) for event in told if event.get("attempt") == record.attempt]
-        if not any(event.startswith("task ") and event != "task running" for event in of_last):
+        if not any(event.startswith("task ") and event != "task claimed" for event in of_last):
             found.append(f"task {record.task_id} ({record.status}, attempt {record.attempt}): {len(told)} lines")
     return found
 

@@ -12,7 +12,7 @@ from handlers.store.database import CODEC
 from tests.helpers import Service
 
 #: Events that may stand in the log at level error: how a task ended, and what is documented to have no answer.
-_ERRORS = {"task failed", "document cannot be answered"}
+_ERRORS = {"task failed", "document not answered"}
 
 
 def memory(service: Service, name: str) -> int:

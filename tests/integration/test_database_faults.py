@@ -54,7 +54,7 @@ def test_faults_of_the_database_are_not_counted(db: Db, serve: Serve, image_ids:
     service = serve()
     with failing(db, "messages.files", errorCode=11601, errorLabels=[]):  # Interrupted
         db.DL_TASK.insert_one(train_request(1, max_attempts=1))
-        wait_for(lambda: service.log.read_text().count("database away, trying again") >= 3)
+        wait_for(lambda: service.log.read_text().count("database away") >= 3)
         held = db.DL_TASK.find_one({})
         assert held is not None
         assert (held["status"], held["attempt"]) == ("RUNNING", 1)
@@ -67,7 +67,7 @@ def test_a_cancel_does_not_wait_for_the_data(db: Db, serve: Serve, image_ids: li
     service = serve()
     with failing(db, "messages.files", errorCode=11601, errorLabels=[]):
         db.DL_TASK.insert_one(train_request(1))
-        wait_for(lambda: "database away, trying again" in service.log.read_text())
+        wait_for(lambda: "database away" in service.log.read_text())
         db.DL_TASK.update_one({}, {"$set": {"cancel_requested": True}})
         assert ended(db, 1)["status"] == "CANCELLED"
 
@@ -82,7 +82,7 @@ def test_a_drain_does_not_wait_for_the_database(db: Db, serve: Serve, image_ids:
         service.process.send_signal(signal.SIGTERM)
         # What is under way may take its time-out of 20 s, and one thing comes after another.
         assert service.process.wait(200) == 0
-        assert "task not released, its lease runs out" in service.log.read_text()
+        assert "task not released" in service.log.read_text()
     held = db.DL_TASK.find_one({})
     assert held is not None
     assert (held["status"], held["attempt"]) == ("RUNNING", 1)

@@ -407,7 +407,7 @@ class LifeCycle(RuleBasedStateMachine):
         if doc is None:
             return
         ended = [other for other in self.all if other.waiting and other.cancel and (every or other is doc)]
-        assert self.call(self.stores[worker].tasks.cancel_waiting, None if every else doc.key) == len(ended)
+        assert len(self.call(self.stores[worker].tasks.cancel_waiting, None if every else doc.key)) == len(ended)
         for other in ended:
             other.change("CANCELLED")
             other.error = "cancelled"

@@ -252,12 +252,12 @@ def test_the_child_gets_no_credentials_and_its_output_is_logged(
     changes = [line["event"] for line in lines if line.get("task_id") == "1"]
     assert [event for event in changes if event.startswith("task ")] == [
         "task admitted",
-        "task running",
+        "task claimed",
         "task succeeded",
     ]
     log = db.DL_TASK_LOG.find_one({"_id": 1})
     assert log is not None
-    assert any("task running" in line for line in log["lines"])
+    assert any("task claimed" in line for line in log["lines"])
 
 
 def test_a_missing_snapshot_means_starting_over(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:

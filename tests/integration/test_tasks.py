@@ -123,25 +123,25 @@ async def test_a_cancelled_task_is_not_begun(store: Store, db: Db) -> None:
     await store.tasks.retry(task, ERROR, delay=0)
     db.DL_TASK.update_one({"_id": task.key}, {"$set": {"cancel_requested": True}})
     assert await claim(store) is None
-    assert await store.tasks.cancel_waiting() == 1
+    assert len(await store.tasks.cancel_waiting()) == 1
     after = document(db, task)
     assert after["status"] == "CANCELLED"
     assert after["end_time"] == after["history"][-1]["at"]
     assert after["error"]["kind"] == "cancelled"
-    assert await store.tasks.cancel_waiting() == 0
+    assert len(await store.tasks.cancel_waiting()) == 0
 
 
 async def test_cancel_of_one_leaves_the_others(store: Store, db: Db) -> None:
     """By `_id` only that one; only PENDING ones; and only where the flag is true."""
     first, second = await pending(store, db, 1), await pending(store, db, 2)
     db.DL_TASK.update_many({}, {"$set": {"cancel_requested": True}})
-    assert await store.tasks.cancel_waiting(first) == 1
+    assert len(await store.tasks.cancel_waiting(first)) == 1
     db.DL_TASK.update_one({"_id": second}, {"$set": {"cancel_requested": "yes"}})
-    assert await store.tasks.cancel_waiting(second) == 0
+    assert len(await store.tasks.cancel_waiting(second)) == 0
     task = await claim(store)
     assert task is not None
     db.DL_TASK.update_one({"_id": second}, {"$set": {"cancel_requested": True}})
-    assert await store.tasks.cancel_waiting() == 0
+    assert len(await store.tasks.cancel_waiting()) == 0
     assert await store.tasks.renew(task, None) is True
 
 
@@ -166,7 +166,7 @@ async def test_a_forged_waiting_task_is_not_claimed_before_admission(store: Stor
     db.DL_TASK.insert_one(forged)
     assert await claim(store) is None
     assert await store.tasks.head("CPU", 1, 0) is None
-    assert await store.tasks.cancel_waiting() == 0
+    assert len(await store.tasks.cancel_waiting()) == 0
     assert [k async for k in store.tasks.copied_keys()] == [forged["_id"]]
     assert await store.tasks.admit(forged["_id"], fields(1))
     assert [k async for k in store.tasks.copied_keys()] == []
@@ -278,7 +278,7 @@ async def test_an_end_state_never_changes(store: Store, db: Db) -> None:
             with pytest.raises(LostTask):
                 await store.tasks.finish(task, other)
         assert await store.tasks.finish(task, end, result={"version": 9}) is False
-        assert await store.tasks.cancel_waiting() == 0
+        assert len(await store.tasks.cancel_waiting()) == 0
         with pytest.raises(LostTask):
             await store.tasks.recover(Expired(task.key, number, task.owner, task.attempt))
         assert not await store.tasks.admit(task.key, fields(number))
@@ -693,7 +693,7 @@ async def test_the_queue_is_read_by_its_index(store: Store, db: Db) -> None:
     assert await store.tasks.new_keys(10) == []
     assert [key async for key in store.tasks.copied_keys()] == []
     assert await store.tasks.expired() == []
-    assert await store.tasks.cancel_waiting() == 0
+    assert len(await store.tasks.cancel_waiting()) == 0
     db.command("profile", 0)
     commands = list(db["system.profile"].find({"ns": f"{db.name}.DL_TASK"}))
     assert len(commands) == 6, [command["command"] for command in commands]
