@@ -19,7 +19,7 @@ from schemas.enums import TaskErrorCode, TaskTypeClass, member
 from schemas.networks import NETWORKS
 from schemas.numbers import UINT64_MAX, bson_uint64, whole_number
 from schemas.params import ParamClass, ParamError, check_params, shown, split_model_name, stored_params
-from schemas.task import DEFAULT_MAX_ATTEMPTS, MAX_DOCUMENT_BYTES, object_id, task_name
+from schemas.task import DEFAULT_MAX_ATTEMPTS, MAX_DOCUMENT_BYTES, object_id, read_trace, task_name
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -60,6 +60,12 @@ async def admit(store: Store, key: Any) -> None:
         invalid = Rejection(TaskErrorCode.PARAM_INVALID, "", f"the document is no valid BSON: {error}")
         await _reject(store, key, None, invalid, drop_all=True)
         return
+    trace, _ = read_trace(document)
+    with structlog.contextvars.bound_contextvars(**(trace.bound if trace else {})):
+        await _answer(store, key, document)
+
+
+async def _answer(store: Store, key: Any, document: Mapping[str, Any]) -> None:
     checked = await check(store, document)
     if isinstance(checked, Rejection):
         await _reject(store, key, document.get("task_id"), checked)

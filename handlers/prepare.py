@@ -58,6 +58,7 @@ async def prepare_job(store: Store, cache: ImageCache, task: Task, folder: Path,
         message=message,
         images=images,
         out=out,
+        environment={} if task.trace is None else task.trace.environment,
     )
 
 

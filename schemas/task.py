@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.networks import NETWORKS
 from schemas.numbers import UINT64_MAX, whole_number
 from schemas.params import ParamClass, check_params, shown, split_model_name
+from schemas.trace import Trace, trace_of
 
 #: Fields that only the service writes. Admission sets or unsets every one, so that none can be forged by a client or
 #: carried over in a copy of an old document.
@@ -40,6 +41,9 @@ SERVICE_FIELDS = (
 #: Fields that can hold very long lists; fetched only by the one reader that needs them.
 ID_LISTS = ("img_mongodb_ids", "val_img_mongodb_ids")
 
+#: Fields of a client that say which trace it is at (see `schemas.trace`).
+TRACE_FIELDS = ("traceparent", "tracestate")
+
 #: A larger document is rejected, since MongoDB's 16 MB would leave no room for the answer.
 MAX_DOCUMENT_BYTES = 12 * 1024 * 1024
 
@@ -67,6 +71,8 @@ class TaskRequest(BaseModel):
     priority: int = Field(default=0, description="Higher first.")
     max_attempts: int = Field(default=DEFAULT_MAX_ATTEMPTS, ge=1, le=100)
     cancel_requested: bool = Field(default=False, description="Set to true to cancel.")
+    traceparent: str | None = Field(default=None, description="W3C Trace Context: the client's trace and span.")
+    tracestate: str | None = Field(default=None, description="W3C Trace Context.")
 
 
 class SnapshotRef(BaseModel):
@@ -104,6 +110,10 @@ class Task(BaseModel):
     batch_size_limit: int | None = Field(ge=1, lt=2**32)
     #: The last attempt of a task that keeps losing its workers: nothing may run beside it.
     runs_alone: bool = False
+    #: The client's trace; None where it has none, or none that is one.
+    trace: Trace | None = None
+    #: Why what the client gave for a trace is none.
+    trace_problem: str | None = None
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Task":
@@ -120,6 +130,7 @@ class Task(BaseModel):
         params = check_params(document.get("param_request"))
         _, version = split_model_name(params.model_name)
         task_type, split = document.get("task_type"), document.get("split")
+        trace, trace_problem = read_trace(document)
         if task_type == "TRAIN":
             if version is not None or params.net_model not in NETWORKS:
                 raise ValueError(f"model {shown(params.model_name)} on {shown(params.net_model)} cannot be trained")
@@ -139,7 +150,18 @@ class Task(BaseModel):
             snapshot=document.get("snapshot"),
             batch_size_limit=document.get("batch_size_limit"),
             runs_alone=document.get("runs_alone") is True,
+            trace=trace,
+            trace_problem=trace_problem,
         )
+
+
+def read_trace(document: Mapping[str, Any]) -> tuple[Trace | None, str | None]:
+    """(the trace that a document is a part of, why what stands there is none), each None where there is nothing."""
+    try:
+        return trace_of(document.get("traceparent"), document.get("tracestate")), None
+    except ValueError as error:
+        # Never a reason to reject a task: it runs as well without.
+        return None, str(error)
 
 
 def _whole(document: Mapping[str, Any], field: str, low: int, high: int) -> int:

@@ -107,6 +107,10 @@ class Attempt:
         self._outcome: child_job.Trained | child_job.Tested | child_job.Failed | child_job.Stopped | None = None
         self._number = bson_uint64(task.task_id)
         self._name = str(task.task_id)
+        #: Bound to every line that is logged of this attempt.
+        self._context = {"task_id": self._name, "attempt": task.attempt, "owner": task.owner}
+        if task.trace is not None:
+            self._context |= task.trace.bound
         self._began = time.monotonic()
 
     # ---- from outside
@@ -131,9 +135,11 @@ class Attempt:
 
     async def run(self) -> None:
         """Make the attempt and leave the task in its next state."""
-        structlog.contextvars.bind_contextvars(task_id=self._name, attempt=self.task.attempt, owner=self.task.owner)
+        structlog.contextvars.bind_contextvars(**self._context)
         self._story.open(self._name)
         log.info("task claimed", task_type=self.task.task_type, devices=self.devices)
+        if self.task.trace_problem is not None:
+            log.info("trace ignored", reason=self.task.trace_problem)
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._keep_lease)
@@ -188,9 +194,7 @@ class Attempt:
         log.info("data ready", seconds=self._seconds())
         async with self._children.take() as child:
             self._child = child
-            await child.give(
-                path, job.out, task_id=str(self.task.task_id), attempt=self.task.attempt, owner=self.task.owner
-            )
+            await child.give(path, job.out, **self._context)
             # The next child warms up while this one works.
             try:
                 await self._children.warm_up()

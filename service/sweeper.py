@@ -210,12 +210,13 @@ class Sweeper:
             name = task_name(lost.task_id)
             # Who lost it cannot say so.
             self._story.open(name)
-            log.warning(
-                "task taken back",
-                task_id=name,
-                attempt=lost.attempt,
-                lost_owner=lost.owner,
-                status=after.status,
-                failures=after.failures,
-            )
+            with structlog.contextvars.bound_contextvars(**lost.trace):
+                log.warning(
+                    "task taken back",
+                    task_id=name,
+                    attempt=lost.attempt,
+                    lost_owner=lost.owner,
+                    status=after.status,
+                    failures=after.failures,
+                )
             await self._store.traces.append_log(lost.task_id, self._story.close(name))

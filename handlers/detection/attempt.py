@@ -45,6 +45,8 @@ def run(path: Path, emit: Emit, stop: threading.Event) -> int:
 def _run(path: Path, emit: Emit, stop: threading.Event) -> bool:
     job = Job.model_validate_json(path.read_bytes())
     job.out.mkdir(parents=True, exist_ok=True)
+    for name, value in job.environment.items():
+        os.environ[name] = value
     _prepare_process()
     if job.kind == "TEST":
         emit(run_test(job, emit, stop.is_set))

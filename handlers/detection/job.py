@@ -81,6 +81,9 @@ class Job(_Frozen):
     images: Path
     #: Where the child puts what comes out.
     out: Path
+    #: Variables that the child sets for itself and all that it starts: the client's trace, for the child's own
+    #: instrumentation (TRACEPARENT, TRACESTATE). Not when the child is started, since a warm one knows no task yet.
+    environment: dict[Literal["TRACEPARENT", "TRACESTATE"], str] = {}
     #: TRAIN: the snapshot to go on from.
     resume_from: Path | None = None
     #: TRAIN: images in a step instead of `batch_size`, after running out of device memory.

@@ -94,6 +94,12 @@ def _kept(name: str) -> Document:
     return {"$cond": [small, f"${name}", "$$REMOVE"]}
 
 
+def if_small(name: str) -> Document:
+    """The field, or a word instead of it where a client wrote more there than it can be."""
+    small = {"$lt": [{"$bsonSize": {"it": f"${name}"}}, 1000]}
+    return {"$cond": [small, f"${name}", "(too long)"]}
+
+
 #: What an ended task keeps where its document has no room for its end.
 ONLY_WHAT_ENDED: Document = {
     "$replaceWith": {

@@ -8,7 +8,7 @@ clock (`$$NOW`); values that came from users stand under `$literal`, since a pip
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,13 +33,14 @@ from handlers.store.expressions import (
     due,
     fits,
     history,
+    if_small,
     is_count,
     literal,
 )
 from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.numbers import bson_uint64
 from schemas.params import shown
-from schemas.task import ID_LISTS, SERVICE_FIELDS, Task
+from schemas.task import ID_LISTS, SERVICE_FIELDS, TRACE_FIELDS, Task, read_trace
 
 #: Seconds without a renewal after which another worker may take the task over.
 LEASE_SECONDS = 45
@@ -54,13 +55,13 @@ _MAX_KEY_BYTES = 8 * 1024 * 1024 - 64
 _WITHOUT_LISTS = dict.fromkeys(ID_LISTS, False)
 
 #: What a claim gives back: nothing that a client added, be it megabytes of it.
-_OF_A_RUN = dict.fromkeys(
+_OF_A_RUN: Document = dict.fromkeys(
     (
         *("task_id", "task_type", "param_request", "dataset", "split", "json_mongodb_id", "owner", "attempt"),
         *("create_time", "snapshot", "batch_size_limit", "runs_alone"),
     ),
     True,
-)
+) | {name: if_small(name) for name in TRACE_FIELDS}
 
 #: Codes of an update whose outcome, or answer, would be over 16 MB, or nested deeper than MongoDB knows.
 _UNFIT = (17419, 10334, 17280, 15)
@@ -118,6 +119,8 @@ class Expired:
     task_id: Any
     owner: Any
     attempt: Any
+    #: What log lines carry of the client's trace.
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 class Tasks:
@@ -521,12 +524,14 @@ class Tasks:
                 **IN_QUEUE_INDEX,
                 "$expr": {"$and": [self._lease_over(), IS_ADMITTED]},
             },
-            {"task_id": True, "owner": True, "attempt": True},
+            {"task_id": True, "owner": True, "attempt": True, "traceparent": if_small("traceparent")},
         )
-        return [
-            Expired(found["_id"], found.get("task_id"), found.get("owner"), found.get("attempt"))
-            for found in map(readable, await self._db.call(cursor.to_list))
-        ]
+        expired = []
+        for found in map(readable, await self._db.call(cursor.to_list)):
+            trace, _ = read_trace(found)
+            task_id, owner, attempt = (found.get(name) for name in ("task_id", "owner", "attempt"))
+            expired.append(Expired(found["_id"], task_id, owner, attempt, trace.bound if trace else {}))
+        return expired
 
     async def recover(self, lost: Expired) -> Waiting:
         """Take a task from a worker that stopped renewing: PENDING again, or FAILED. Raises LostTask if it renewed."""
