@@ -10,7 +10,7 @@ from bson.errors import InvalidId
 from pydantic import ValidationError
 
 from handlers.detection.job import DETECTIONS, Job, Tested, TestedModel
-from handlers.errors import PermanentError
+from handlers.errors import PermanentError, TemporaryError
 from handlers.images import ImageCache
 from handlers.prepare import Uploads, prepare_job
 from handlers.store import Store
@@ -20,6 +20,7 @@ from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.numbers import bson_uint64
 from schemas.result import Result
 from schemas.task import Task
+from schemas.version import SCHEMA_VERSION, is_newer
 
 #: Rows of DL_TEST_RESULT in one write.
 _BATCH = 500
@@ -37,6 +38,14 @@ async def prepare(
     model = await store.models.find(task.params.model_name)
     if model is None:
         raise _model_error(f"model {task.params.model_name!r} is no longer registered")
+    if is_newer(model.get("schema_version")):
+        # Not for good: another worker may be of that version already.
+        raise TemporaryError(
+            "version",
+            f"model {task.params.model_name!r} was registered by a newer version of dltask (schema "
+            f"{model['schema_version']}); this worker knows {SCHEMA_VERSION}: upgrade it",
+            delay=60,
+        )
     onnx = folder / "model.onnx"
     try:
         digest = await store.files.models.fetch(model["file_id"], onnx)

@@ -6,6 +6,8 @@ from typing import Any
 from bson import ObjectId
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.version import SCHEMA_VERSION
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
@@ -52,4 +54,5 @@ class ModelRecord(_Record):
     metrics: dict[str, Any] | None = None
     data_fingerprint: str
     parent_version: int | None = None
+    schema_version: int = SCHEMA_VERSION
     create_time: datetime | None = None

@@ -36,6 +36,7 @@ SERVICE_FIELDS = (
     "history",
     "batch_size_limit",
     "runs_alone",
+    "schema_version",
 )
 
 #: Fields that can hold very long lists; fetched only by the one reader that needs them.

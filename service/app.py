@@ -15,6 +15,7 @@ from handlers.images import ImageCache
 from handlers.store import Store, connect_store
 from handlers.store.database import Document, StoreError, brief, masked
 from schemas.task import Task
+from schemas.version import SCHEMA_VERSION
 from service import logs
 from service.attempt import Attempt
 from service.devices import Devices, find_devices
@@ -99,7 +100,7 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 owner=owner,
                 every_seconds=settings.sweep_seconds,
                 wake=dispatcher.wake,
-                describe=lambda: _describe(devices, dispatcher),
+                describe=lambda: _describe(store, devices, dispatcher),
                 story=story,
             )
 
@@ -154,12 +155,14 @@ async def _drain_on_signal(dispatcher: Dispatcher) -> None:
             dispatcher.drain()
 
 
-def _describe(devices: Devices, dispatcher: Dispatcher) -> Document:
+def _describe(store: Store, devices: Devices, dispatcher: Dispatcher) -> Document:
     """What DL_WORKER says of this worker."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "version": version("dltask"),
+        "schema_version": SCHEMA_VERSION,
+        "lease_seconds": store.tasks.lease_seconds,
         "devices": dict(devices.total),
         "free": devices.free(),
         "fallback": devices.fallback,

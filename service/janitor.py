@@ -65,7 +65,9 @@ async def _remove_files(store: Store, bucket: Bucket, older_than: float) -> int:
         named = await store.tasks.files_named(task_ids, [str(file_id) for file_id in owners])
         named |= await store.models.files_named(task_ids)
         await bucket.not_orphaned([file_id for file_id in owners if str(file_id) in named])
-        unnamed = [file_id for file_id in owners if str(file_id) not in named]
+        # A newer version may name files in fields that this one does not know.
+        newer = await store.tasks.not_understood_of(task_ids)
+        unnamed = [file_id for file_id, task_id in owners.items() if str(file_id) not in named and task_id not in newer]
         orphans += await bucket.orphaned(unnamed, older_than)
     for file_id in orphans:
         await bucket.delete(file_id)

@@ -17,6 +17,7 @@ from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode
 from schemas.params import shown
 from schemas.task import task_name
+from schemas.version import SCHEMA_VERSION
 from service.attempt import quiet_renew_seconds
 from service.logs import Story
 
@@ -105,6 +106,8 @@ class Sweeper:
             for problem in await self._store.database.mend_indexes():
                 log.error("index missing", reason=problem)
             await self._admit_copies()
+            if newer := await self._store.tasks.not_understood():
+                log.warning("tasks of a newer version left alone", tasks=newer, schema_version=SCHEMA_VERSION)
             done = True
         finally:
             # Not `not done`: one of the admitters may have missed one meanwhile.

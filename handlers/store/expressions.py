@@ -8,6 +8,7 @@ from typing import Any
 
 from handlers.store.database import Document
 from schemas.enums import TaskErrorCode
+from schemas.version import SCHEMA_VERSION
 
 #: State changes kept in a document.
 HISTORY_LENGTH = 50
@@ -45,6 +46,10 @@ ONCE: Document = {
 IS_ADMITTED: Document = {"$and": [{"$eq": ["$admitted_id", "$_id"]}, ONCE]}
 ADMITTED: Document = {"$expr": IS_ADMITTED}
 NOT_ADMITTED: Document = {"$expr": {"$not": [IS_ADMITTED]}}
+
+#: Documents that this version understands. Plain, for a query: of a value that is no number it is true.
+UNDERSTOOD: Document = {"schema_version": {"$not": {"$gt": SCHEMA_VERSION}}}
+NOT_UNDERSTOOD: Document = {"schema_version": {"$gt": SCHEMA_VERSION}}
 
 #: What the index `queue` holds, all waiting and running tasks among it; a query that does not say so cannot use it.
 IN_QUEUE_INDEX: Document = {"error_code": int(TaskErrorCode.OK)}

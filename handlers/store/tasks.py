@@ -27,8 +27,10 @@ from handlers.store.expressions import (
     IN_QUEUE_INDEX,
     IS_ADMITTED,
     NOT_ADMITTED,
+    NOT_UNDERSTOOD,
     ONCE,
     ONLY_WHAT_ENDED,
+    UNDERSTOOD,
     count,
     due,
     fits,
@@ -41,6 +43,7 @@ from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.numbers import bson_uint64
 from schemas.params import shown
 from schemas.task import ID_LISTS, SERVICE_FIELDS, TRACE_FIELDS, Task, read_trace
+from schemas.version import SCHEMA_VERSION
 
 #: Seconds without a renewal after which another worker may take the task over.
 LEASE_SECONDS = 45
@@ -179,6 +182,11 @@ class Tasks:
         cursor = await self._db.call(self._tasks.aggregate, [{"$group": {"_id": state, "n": {"$sum": 1}}}])
         return {str(row["_id"]): row["n"] for row in await self._db.call(cursor.to_list)}
 
+    async def not_understood(self) -> int:
+        """How many waiting and running tasks are left alone here, since a newer version of the service wrote them."""
+        live = {"status": {"$in": [TaskStatus.PENDING.name, TaskStatus.RUNNING.name]}, **IN_QUEUE_INDEX}
+        return await self._db.call(self._tasks.count_documents, {**live, **NOT_UNDERSTOOD})
+
     async def image_ids(self, key: Any, field: str) -> list[Any]:
         """One id list of a document; empty if it has none."""
         document = await self._db.call(self._tasks.find_one, {"_id": key}, {field: True, "_id": False})
@@ -268,6 +276,7 @@ class Tasks:
     ) -> bool:
         owned: Document = {
             "admitted_id": "$_id",
+            "schema_version": SCHEMA_VERSION,
             "status": status.name,
             "attempt": 0,
             "failures": 0,
@@ -321,6 +330,7 @@ class Tasks:
             "$or": needs,
             **({} if idle else {"runs_alone": {"$ne": True}}),
             **IN_QUEUE_INDEX,
+            **UNDERSTOOD,
             "$expr": {"$and": [due(), IS_ADMITTED]},
         }
         while True:
@@ -369,6 +379,7 @@ class Tasks:
                 "status": TaskStatus.PENDING.name,
                 **fits(kind, total),
                 **IN_QUEUE_INDEX,
+                **UNDERSTOOD,
                 "$expr": {"$and": [due(), IS_ADMITTED]},
             },
             {
@@ -522,6 +533,7 @@ class Tasks:
             {
                 "status": TaskStatus.RUNNING.name,
                 **IN_QUEUE_INDEX,
+                **UNDERSTOOD,
                 "$expr": {"$and": [self._lease_over(), IS_ADMITTED]},
             },
             {"task_id": True, "owner": True, "attempt": True, "traceparent": if_small("traceparent")},
@@ -552,7 +564,8 @@ class Tasks:
 
     async def cancel_waiting(self, key: Any = None) -> list[Any]:
         """End PENDING tasks whose client asked for that: the one with this `_id`, or all. Returns their `task_id`s."""
-        asked = {"status": TaskStatus.PENDING.name, "cancel_requested": True, **IN_QUEUE_INDEX, **ADMITTED}
+        waiting = {"status": TaskStatus.PENDING.name, **IN_QUEUE_INDEX, **UNDERSTOOD, **ADMITTED}
+        asked = {**waiting, "cancel_requested": True}
         cursor = self._raw.find(asked if key is None else named(key, asked), {"task_id": True})
         found = [readable(document) for document in await self._db.call(cursor.to_list)]
         fields = {
@@ -581,6 +594,11 @@ class Tasks:
                     snapshot = _part(document, "snapshot").get("file_id")
                     names.update(map(str, (snapshot, document.get("json_mongodb_id"), *reports.values())))
         return names
+
+    async def not_understood_of(self, task_ids: Sequence[Any]) -> list[Any]:
+        """Those of these tasks that a newer version of the service wrote: what files they name cannot be known."""
+        cursor = self._tasks.find({"task_id": {"$in": list(task_ids)}, **NOT_UNDERSTOOD}, {"task_id": True})
+        return [document["task_id"] for document in await self._db.call(cursor.to_list)]
 
     # ---- shared pieces
 

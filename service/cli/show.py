@@ -14,6 +14,7 @@ from rich.text import Text
 
 from handlers.store.database import Document
 from schemas.task import admitted, same
+from schemas.version import is_newer
 
 #: Colour of each state.
 _STYLES = {"SUCCEEDED": "green", "FAILED": "red", "REJECTED": "red", "CANCELLED": "yellow", "RUNNING": "cyan"}
@@ -127,6 +128,9 @@ def why_waiting(
         return f"retry at {iso(not_before)}" + (f" after {failures} faults" if failures else "")
     if not workers:
         return "no worker is alive"
+    newest = max(number(worker.get("schema_version", 1)) for worker in workers)
+    if is_newer(document.get("schema_version")) and number(document["schema_version"]) > newest:
+        return f"written by a newer version (schema {document['schema_version']}); no live worker understands it"
     params = part(document, "param_request")
     kind, needed = str(params.get("device_type")), number(params.get("device_num"))
     able = [worker for worker in workers if number(part(worker, "devices").get(kind)) >= needed]

@@ -300,6 +300,7 @@ _FORGERIES: dict[str, list[Any]] = {
     "result": [{"model_name": "ok", "version": 1}, "x", {"reports": []}],
     "history": [[{"status": "RUNNING"}], [], "x", [5]],
     "batch_size_limit": [1, 0, -1, 2**62, "x"],
+    "schema_version": [1, 0, -1, 2, "x", [1]],
 }
 assert set(_FORGERIES) <= set(SERVICE_FIELDS)
 

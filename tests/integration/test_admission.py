@@ -248,6 +248,7 @@ HOSTILE: list[Any] = [
 
 #: Fields of the service's that a newly admitted document has.
 ADMITTED_FIELDS = {"admitted_id", "status", "error_code", "attempt", "failures", "create_time", "history"}
+ADMITTED_FIELDS |= {"schema_version"}
 
 CLIENT_FIELDS = (
     "task_id",
@@ -382,6 +383,7 @@ async def test_forged_service_fields_are_not_believed(store: Store, db: Db, imag
         "result": {"version": 1},
         "history": [{"status": "RUNNING"}],
         "batch_size_limit": 1,
+        "schema_version": 99,
     }
     assert set(forged) == set(SERVICE_FIELDS)
     document = await answer(store, db, train_request(1, **forged))
