@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import structlog
 
 from handlers.errors import StartupError
@@ -18,6 +19,7 @@ from schemas.task import Task
 from schemas.version import SCHEMA_VERSION
 from service import logs
 from service.attempt import Attempt
+from service.checks.machine import require_cache
 from service.devices import Devices, find_devices
 from service.dispatcher import Dispatcher
 from service.janitor import keep_clean
@@ -65,6 +67,7 @@ async def serve(settings: Settings, story: logs.Story) -> None:
         except StoreError as error:
             raise StartupError(f"MongoDB went away while starting: {brief(error)}") from error
         devices = await find_devices(settings)
+        await anyio.to_thread.run_sync(require_cache, settings.cache_dir)
         with run_folder(settings.cache_dir, owner) as runs:
             await _serve(settings, story, store, devices, owner, runs)
     log.info("service stopped")

@@ -1,20 +1,19 @@
 """Which devices this worker has, and which of them are free."""
 
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
 import anyio.to_thread
 import structlog
 
+from handlers.errors import StartupError
+from service.checks.gpu import ask_child, child_python, why_no_gpu
+from service.checks.nvidia import ask_driver, has_gpu
 from service.secrecy import child_environment
 from service.settings import Settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-_COUNT = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 
 
 class Devices:
@@ -53,22 +52,36 @@ class Devices:
 
 
 async def find_devices(settings: Settings) -> Devices:
-    """The devices that `settings` allow and this machine has."""
-    gpus = settings.gpu_devices
-    if gpus is None:
-        environment = child_environment(settings.mongodb_uri.get_secret_value())
-        gpus = await anyio.to_thread.run_sync(_count_gpus, environment)
+    """The devices that `settings` allow and this machine has. Raises StartupError for GPUs that cannot be used.
+
+    Where GPUs are there and none can be used, a worker that went on without would look healthy and take no GPU task;
+    only who allowed the CPU instead gets that.
+    """
+    gpus = await anyio.to_thread.run_sync(partial(_count_gpus, settings))
     return Devices(cpus=settings.cpu_devices, gpus=gpus, fallback=settings.gpu_fallback == "cpu")
 
 
-def _count_gpus(environment: Mapping[str, str]) -> int:
-    """The number of GPUs that torch can use, asked of a process of its own: the service never imports torch."""
-    if shutil.which("nvidia-smi") is None and not Path("/dev/nvidiactl").exists():
+def _count_gpus(settings: Settings) -> int:
+    """The number of GPUs, asked of a process of its own: the service never imports torch."""
+    wanted, python = settings.gpu_devices, child_python(settings.child_command)
+    if wanted == 0 or (wanted is not None and python is None):
+        return wanted  # what a child that is not ours can use, only its operator knows
+    less = "DLTASK_GPU_DEVICES=0 serves CPU tasks only"
+    if not has_gpu():
+        if wanted is not None:
+            raise StartupError(
+                f"DLTASK_GPU_DEVICES is {wanted}, and this machine shows no GPU (no nvidia-smi, no /dev/nvidiactl); "
+                f"install the driver, or give the container its GPUs; {less}"
+            )
         return 0
-    asked = subprocess.run(
-        [sys.executable, "-c", _COUNT], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    if asked.returncode != 0 or not asked.stdout.strip().isdigit():
-        log.error("torch cannot count the GPUs, using none", reason=asked.stderr.strip().splitlines()[-1:])
-        return 0
-    return int(asked.stdout)
+    environment = child_environment(settings.mongodb_uri.get_secret_value())
+    facts = ask_child(python or sys.executable, environment, run=False)
+    if (problem := why_no_gpu(facts, ask_driver(environment))) is not None:
+        if wanted is None and settings.gpu_fallback == "cpu":
+            log.warning("gpus not usable", reason=problem[0], fix=problem[1])
+            return 0
+        raise StartupError(f"{problem[0]}; {problem[1]}; {less}")
+    assert not isinstance(facts, str)
+    if wanted is not None and wanted > facts.gpus:
+        raise StartupError(f"DLTASK_GPU_DEVICES is {wanted}, and torch can use {facts.gpus}; set it to what is there")
+    return facts.gpus if wanted is None else wanted

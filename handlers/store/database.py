@@ -36,6 +36,7 @@ from pymongo.errors import (
 from pymongo.write_concern import WriteConcern
 
 from handlers.errors import StartupError
+from handlers.store.diagnosis import OLDEST_WIRE_VERSION, no_replica_set, why_no_primary, why_unusable
 from handlers.store.privileges import lacking
 
 P = ParamSpec("P")
@@ -62,8 +63,6 @@ class Unreadable(PyMongoError):
 
 _DUPLICATE_KEY = 11000
 _UNAUTHORIZED = 13
-#: The server's, and that of MongoDB Atlas.
-_AUTHENTICATION_FAILED = (18, 8000)
 
 #: What the server says when the time was wrong and not the operation (see `refused`).
 _NOT_NOW = frozenset(
@@ -151,8 +150,10 @@ def secrets_of(uri: str) -> tuple[str, ...]:
 class Database:
     """One MongoDB database, its collections and GridFS buckets."""
 
-    def __init__(self, client: AsyncMongoClient[Document], name: str) -> None:
+    def __init__(self, client: AsyncMongoClient[Document], name: str, uri: str = "") -> None:
         self._client = client
+        #: Only to find out why the server cannot be used.
+        self._uri = uri
         self.db = client.get_database(name, codec_options=CODEC, write_concern=WriteConcern(w="majority", j=True))
 
     def collection(self, name: str) -> AsyncCollection[Document]:
@@ -206,20 +207,28 @@ class Database:
         now: datetime = hello["localTime"]
         return now
 
-    async def check(self) -> None:
-        """Raise StartupError unless the server is a replica set new enough, where this user may do what is needed."""
+    async def check(self) -> str:
+        """Raise StartupError unless the server is a replica set new enough, where this user may do what is needed.
+
+        Returns what it is, for people.
+        """
         try:
             hello = await self.call(self._client.admin.command, "hello")
         except PyMongoError as error:
+            # One that answers is not chosen where it is no primary of the set that the URI names.
+            reason = await self.call(why_no_primary, self._uri) if isinstance(error, ConnectionFailure) else None
+            raise StartupError(reason or _why_unusable(error)) from error
+        try:
+            release = (await self.call(self._client.admin.command, "buildInfo"))["version"]
+        except PyMongoError as error:
             raise StartupError(_why_unusable(error)) from error
+        if hello["maxWireVersion"] < OLDEST_WIRE_VERSION:
+            raise StartupError(f"MongoDB is {release}; expected 5.0 or newer: upgrade the server")
         if "setName" not in hello:
-            raise StartupError(
-                "MongoDB runs without a replica set, which change streams need; start mongod with --replSet and run "
-                "rs.initiate() (one member is enough)"
-            )
-        if hello["maxWireVersion"] < 13:
-            raise StartupError("MongoDB is older than 5.0; expected 5.0 or newer")
+            host, port = await self._client.address or ("127.0.0.1", 27017)
+            raise StartupError(no_replica_set(host, port, initiated=not hello.get("isreplicaset")))
         await self._check_user()
+        return f"MongoDB {release}, replica set {hello['setName']} of {len(hello.get('hosts', ()))}"
 
     async def _check_user(self) -> None:
         # Now, since a worker would learn of some only at the end of its first training.
@@ -311,26 +320,7 @@ def _is_there(index: IndexModel, there: Mapping[str, Any]) -> bool:
 
 
 def _why_unusable(error: PyMongoError) -> str:
-    """One line: why the server cannot be used, and what to mend in the URI."""
-    text, code = brief(error), getattr(error, "code", None)
-    if code in _AUTHENTICATION_FAILED:
-        return (
-            "MongoDB refuses the user: authentication failed; check user, password and authSource (the database that "
-            "the user was created in) in DLTASK_MONGODB_URI"
-        )
-    if code == _UNAUTHORIZED:
-        return f"MongoDB wants a user: {text}; expected DLTASK_MONGODB_URI with user:password@ and authSource"
-    if untrusted := re.search(r"certificate verify failed: (.*?)\.?( \(_ssl|$)", text):
-        return (
-            f"MongoDB's certificate is not trusted: {untrusted[1]}; check tlsCAFile in DLTASK_MONGODB_URI, the file of "
-            "the authority that signed it, and that the host is named as in the certificate"
-        )
-    if re.search("connection (is already )?closed|onnection reset", text):
-        return (
-            f"MongoDB does not answer: {text}; check DLTASK_MONGODB_URI: a server that requires TLS closes connections "
-            "without it (tls=true)"
-        )
-    return f"MongoDB does not answer: {text}; check DLTASK_MONGODB_URI"
+    return why_unusable(brief(error), getattr(error, "code", None))
 
 
 def refused(error: StoreError) -> bool:
@@ -383,7 +373,7 @@ async def connect(uri: str, name: str) -> AsyncIterator[Database]:
             "NAME, with special characters of the password percent-encoded"
         ) from None
     try:
-        yield Database(client, name)
+        yield Database(client, name, uri)
     finally:
         with anyio.CancelScope(shield=True):
             await client.close()

@@ -1,97 +1,84 @@
 """`dltask doctor`: what a service needs, checked one by one, each with what to do about it."""
 
 import os
-import shutil
-import subprocess
-from dataclasses import dataclass
+from functools import partial
 
 import anyio.to_thread
 
 from handlers.errors import StartupError
-from handlers.store import Store, connect_store
-from handlers.store.database import StoreError, brief, masked
+from handlers.store import connect_store
+from handlers.store.database import masked
+from service.checks import Check, halves, machine
+from service.checks.database import database
+from service.checks.gpu import ask_child, checks_of_child, child_python, why_no_gpu
+from service.checks.nvidia import ask_driver, has_gpu
 from service.secrecy import child_environment
 from service.settings import Settings
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at. `fix` says what to do, and is empty where there is nothing to do."""
-
-    name: str
-    ok: bool
-    found: str
-    fix: str = ""
 
 
 async def examine(settings: Settings) -> list[Check]:
     """Every check, in the order in which they should be mended."""
     uri = settings.mongodb_uri.get_secret_value()
-    checks = [Check("settings", True, f"database {settings.database} at {masked(uri, uri)}")]
+    checks = [Check("settings", "ok", f"database {settings.database} at {masked(uri, uri)}")]
     try:
         async with connect_store(uri, settings.database) as store:
-            checks += await _database(store, uri)
+            checks += await database(store, settings)
     except StartupError as error:
-        checks.append(Check("database", False, masked(str(error), uri), "set DLTASK_MONGODB_URI"))
-    checks.append(_cache(settings))
-    checks.append(await anyio.to_thread.run_sync(_gpu, settings))
+        checks.append(Check("database", "failed", *halves(masked(str(error), uri))))
+    checks += await anyio.to_thread.run_sync(partial(_machine, settings))
     return checks
 
 
-async def _database(store: Store, uri: str) -> list[Check]:
-    try:
-        await store.database.check()
-        checks = [Check("database", True, "answers; a replica set, 5.0 or newer")]
-        missing = await store.database.missing_indexes()
-        workers = await store.workers.all()
-    except StartupError as error:
-        return [Check("database", False, *_halves(masked(str(error), uri)))]
-    except StoreError as error:
-        fix = "give the user of DLTASK_MONGODB_URI the role readWrite on the database"
-        return [Check("database", False, masked(brief(error), uri), fix)]
-    if missing:
-        # Not a fault: a new database has none, and the service creates them when it starts.
-        checks.append(Check("indexes", True, f"missing {', '.join(missing)}", "`dltask serve` creates them"))
+def _machine(settings: Settings) -> list[Check]:
+    environment = child_environment(settings.mongodb_uri.get_secret_value())
+    python = child_python(settings.child_command)
+    wanted = settings.gpu_devices != 0
+    # A program that is not ours may be anything: that it can be started is all there is to see.
+    facts = ask_child(python, environment, run=wanted and has_gpu()) if python is not None else None
+    gpus = settings.gpu_devices or 0
+    libraries: list[Check] = []
+    if facts is None:
+        libraries = [_other_child(settings.child_command)]
+        gpu = Check("GPU", "ok", f"{gpus} by DLTASK_GPU_DEVICES, for a child that is not ours")
     else:
-        checks.append(Check("indexes", True, "all there"))
-    alive = f"{len(workers)} alive" if workers else "none alive"
-    checks.append(Check("workers", True, alive, "" if workers else "start one with `dltask serve`"))
-    return checks
+        driver = ask_driver(environment) if wanted else None
+        problem = why_no_gpu(facts, driver) if wanted and has_gpu() else None
+        usable = facts.gpus if not isinstance(facts, str) and problem is None and wanted and has_gpu() else 0
+        gpu = _gpu(settings, usable, driver.gpus if driver else (), problem)
+        libraries = checks_of_child(facts, gpu=usable > 0)
+        gpus = usable if settings.gpu_devices is None else min(gpus, usable)
+    return [
+        machine.cache(settings),
+        machine.memory(max(1, settings.cpu_devices + gpus)),
+        machine.processors(settings),
+        machine.shared_memory(gpus),
+        *libraries,
+        gpu,
+        machine.http_port(settings),
+    ]
 
 
-def _halves(message: str) -> tuple[str, str]:
-    found, _, fix = message.partition("; ")
-    return found, fix
-
-
-def _cache(settings: Settings) -> Check:
-    # The nearest folder that exists: the service makes the rest.
-    folder = next(path for path in (settings.cache_dir, *settings.cache_dir.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(folder).free
-    fix = "make it writable, or set DLTASK_CACHE_DIR"
-    if not os.access(folder, os.W_OK):
-        return Check("cache", False, f"{settings.cache_dir} cannot be written", fix)
-    found = f"{settings.cache_dir}, {free / 2**30:.1f} GiB free"
-    if free < 2**30:
-        return Check("cache", False, found, "free at least 1 GiB, or set DLTASK_CACHE_DIR")
-    return Check("cache", True, found)
-
-
-def _gpu(settings: Settings) -> Check:
+def _gpu(settings: Settings, usable: int, names: tuple[str, ...], problem: tuple[str, str] | None) -> Check:
     fallback = settings.gpu_fallback == "cpu"
-    without = "" if fallback else "tasks for a GPU wait for another worker; DLTASK_GPU_FALLBACK=cpu runs them here"
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return Check("GPU", True, "none (no nvidia-smi)" + (", falls back to the CPU" if fallback else ""), without)
-    try:
-        environment = child_environment(settings.mongodb_uri.get_secret_value())
-        listed = subprocess.run(
-            [program, "-L"], env=environment, capture_output=True, text=True, timeout=30, check=False
+    if settings.gpu_devices == 0:
+        return Check("GPU", "ok", "none wanted (DLTASK_GPU_DEVICES=0)")
+    if problem is not None:
+        return Check("GPU", "warning" if fallback and not settings.gpu_devices else "failed", *problem)
+    if settings.gpu_devices is not None and usable < settings.gpu_devices:
+        found = f"DLTASK_GPU_DEVICES is {settings.gpu_devices}; torch can use {usable}"
+        return Check(
+            "GPU", "failed", found, "set it to what is there, or see to the driver and to CUDA_VISIBLE_DEVICES"
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("GPU", False, f"nvidia-smi does not answer: {error}", "look after the driver")
-    gpus = [line.split(" (UUID")[0] for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    if listed.returncode != 0:
-        said = (listed.stderr or listed.stdout).strip().splitlines()
-        return Check("GPU", False, f"nvidia-smi: {said[0] if said else listed.returncode}", "look after the driver")
-    return Check("GPU", True, "; ".join(gpus)) if gpus else Check("GPU", True, "none", without)
+    if usable:
+        return Check("GPU", "ok", "; ".join(names) or f"{usable} that torch can use")
+    if fallback:
+        return Check("GPU", "ok", "none: tasks for a GPU run on the CPU (DLTASK_GPU_FALLBACK=cpu)")
+    return Check("GPU", "ok", "none", "tasks for a GPU wait for another worker; DLTASK_GPU_FALLBACK=cpu runs them here")
+
+
+def _other_child(command: tuple[str, ...]) -> Check:
+    program = command[0]
+    found = f"DLTASK_CHILD_COMMAND is {' '.join(command)[:200]}"
+    if os.sep in program and not os.access(program, os.X_OK):
+        return Check("child", "failed", found, f"{program} is no program that can be started")
+    return Check("child", "ok", found)

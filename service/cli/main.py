@@ -113,7 +113,7 @@ def mongo(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check settings, database, replica set, indexes and GPU; exit 2 if something must be mended."""
+    """Check database, machine, libraries and GPU, each with its fix; exit 2 if something must be mended."""
     import anyio
 
     from service.cli.doctor import examine
@@ -121,12 +121,14 @@ def doctor(as_json: AsJson = False) -> None:
 
     checks = anyio.run(examine, load_settings())
     if as_json:
-        print_json([vars(check) for check in checks])
+        print_json([{**vars(check), "ok": check.ok} for check in checks])
     else:
-        marks = {True: Text("ok", style="green"), False: Text("FAILED", style="red")}
-        rows = [
-            [marks[check.ok], check.name, check.found + (f"; {check.fix}" if check.fix else "")] for check in checks
-        ]
+        marks = {"ok": Text("ok", style="green"), "warning": Text("warning", style="yellow")}
+        rows = []
+        for check in checks:
+            rows.append([marks.get(check.state, Text("FAILED", style="red")), check.name, check.found])
+            if check.fix:
+                rows.append(["", "", f"→ {check.fix}"])
         out().print(table(("", "CHECK", "FOUND"), rows))
     raise typer.Exit(0 if all(check.ok for check in checks) else 2)
 
