@@ -45,11 +45,14 @@ def why_unusable(text: str, code: Any = None) -> str:
     if too_old := re.search(r"Server at (\S+) reports wire version", text):
         return f"MongoDB at {too_old[1]} is older than 5.0; expected 5.0 or newer: upgrade the server"
     if re.search(r"\[Errno -\d+\]|getaddrinfo|No address associated|DNS query name does not exist", text):
-        return f"there is no such host: {text}; check the host in DLTASK_MONGODB_URI, and that its name resolves here"
+        return (
+            f"MongoDB does not answer: no such host: {text}; check the host in DLTASK_MONGODB_URI, and that its name "
+            "resolves here"
+        )
     if re.search("Connect call failed|Connection refused", text):
         return (
-            f"nothing listens there: {text}; check host and port in DLTASK_MONGODB_URI, and that mongod runs and "
-            "listens on that address (net.bindIp)"
+            f"MongoDB does not answer: nothing listens there: {text}; check host and port in DLTASK_MONGODB_URI, and "
+            "that mongod runs and listens on that address (net.bindIp)"
         )
     if "timed out" in text:
         return (

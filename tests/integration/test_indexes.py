@@ -234,8 +234,8 @@ async def test_a_server_that_is_too_old_or_no_primary(
         await database.check()
 
         async def old(*args: Any) -> dict[str, Any]:
-            return {"setName": "rs0", "maxWireVersion": 9}
+            return {"setName": "rs0", "maxWireVersion": 9, "version": "4.4.29"}
 
         monkeypatch.setattr(database, "call", old)
-        with pytest.raises(StartupError, match=r"older than 5\.0"):
+        with pytest.raises(StartupError, match=r"^MongoDB is 4\.4\.29; expected 5\.0 or newer"):
             await database.check()

@@ -160,8 +160,11 @@ def test_a_server_too_old_for_the_driver(reason: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("mongodb://no-such-host.invalid:27017/?replicaSet=rs0", "there is no such host: no-such-host.invalid:27017"),
-        ("mongodb://127.0.0.1:1/?replicaSet=rs0", "nothing listens there: 127.0.0.1:1"),
+        (
+            "mongodb://no-such-host.invalid:27017/?replicaSet=rs0",
+            "MongoDB does not answer: no such host: no-such-host",
+        ),
+        ("mongodb://127.0.0.1:1/?replicaSet=rs0", "MongoDB does not answer: nothing listens there: 127.0.0.1:1"),
         ("http://127.0.0.1/", "DLTASK_MONGODB_URI is not a MongoDB URI"),
         ("mongodb://127.0.0.1:port/", "DLTASK_MONGODB_URI is not a MongoDB URI"),
         ("mongodb://127.0.0.1:1/?tlsCAFile=/nowhere.pem&tls=true", "DLTASK_MONGODB_URI names a certificate"),

@@ -1,4 +1,4 @@
-"""docs/logs.md names every event that the service logs: level, fields, meaning and what to do, as they are in the code."""
+"""docs/logs.md names every event of the log: level, fields, meaning and what to do, as they are in the code."""
 
 import ast
 import re
