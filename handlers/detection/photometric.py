@@ -38,20 +38,20 @@ def _gamma(image: Image, random: Generator) -> Image:
 
 
 def _clahe(image: Image, random: Generator) -> Image:
-    """Local contrast, evened out in 8 x 8 tiles, with a clip limit of 1 … 4 (Zuiderveld 1994). Colours stay."""
+    """Local contrast, evened out in 8 x 8 tiles, with a clip limit of 1 … 3 (Zuiderveld 1994). Colours stay."""
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-    lab[..., 0] = cv2.createCLAHE(random.uniform(1, 4), (8, 8)).apply(lab[..., 0])
+    lab[..., 0] = cv2.createCLAHE(random.uniform(1, 3), (8, 8)).apply(lab[..., 0])
     return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), np.uint8)
 
 
 def _uneven_light(image: Image, random: Generator) -> Image:
-    """Brighter towards one side and darker towards the other, by up to 50 % in the corners.
+    """Brighter towards one side and darker towards the other, by up to 30 % in the corners.
 
     A lamp at one side, the shade of a lens, or the field of a coil: the first order of the bias fields with which
     scans are expanded (TorchIO, Pérez-García et al. 2021).
     """
     height, width = image.shape[:2]
-    angle, most = random.uniform(0, 2 * math.pi), random.uniform(0.1, 0.5)
+    angle, most = random.uniform(0, 2 * math.pi), random.uniform(0.1, 0.3)
     across = (np.arange(width, dtype=np.float32) + 0.5) * (2 / width) - 1
     down = (np.arange(height, dtype=np.float32) + 0.5) * (2 / height) - 1
     x, y = math.cos(angle), math.sin(angle)
@@ -82,7 +82,8 @@ def _blur(image: Image, random: Generator) -> Image:
 def _motion_blur(image: Image, random: Generator) -> Image:
     """Drawn out by 2 … 8 pixels in some direction, evenly to both sides, so that boxes stay right.
 
-    What a moving belt or a hand does (Michaelis et al. 2019, "Benchmarking Robustness in Object Detection").
+    A moving belt or hand; one of the corruptions that detectors are measured under (Michaelis et al. 2019,
+    "Benchmarking Robustness in Object Detection").
     """
     angle, length = random.uniform(0, math.pi), random.uniform(2, 8)
     along = np.linspace(-length / 2, length / 2, 65)

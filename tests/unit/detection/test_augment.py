@@ -1,5 +1,7 @@
 """Data expansion: boxes move exactly with the pixels, every operation exists, and a random state decides all of it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,13 @@ def test_every_operation_exists_and_changes_something() -> None:
         assert changed.shape == noise.shape, operation.name
         assert changed.dtype == np.uint8, operation.name
         assert (changed != noise).any(), operation.name
+
+
+def test_every_operation_is_documented() -> None:
+    """With a line of its own in a table of docs/training.md, beside the picture."""
+    text = (Path(__file__).parents[3] / "docs/training.md").read_text()
+    tables = " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
+    assert [operation.name for operation in ExpansionDataClass if f"`{operation.name}`" not in tables] == []
 
 
 def test_photometric_operations_keep_the_order_of_colours() -> None:

@@ -112,10 +112,10 @@ def test_gamma_keeps_black_white_and_order(seed: int) -> None:
 
 @on_any_machine
 @given(seed=SEEDS)
-def test_uneven_light_is_half_as_bright_again_at_most(seed: int) -> None:
+def test_uneven_light_is_a_third_at_most(seed: int) -> None:
     """And as much brighter on one side as darker on the other."""
     changed = change(Op.UNEVEN_LIGHT, np.full((40, 60, 3), 120, np.uint8), seed).astype(float)
-    assert 60 - 1 <= changed.min() < 120 < changed.max() <= 180 + 1
+    assert 0.7 * 120 - 1 <= changed.min() < 120 < changed.max() <= 1.3 * 120 + 1
     assert abs(changed.min() + changed.max() - 240) < 3
 
 
