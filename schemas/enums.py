@@ -47,7 +47,8 @@ class DeviceClass(IntEnum):
 class ExpansionDataClass(IntEnum):
     """A data-expansion (augmentation) operation, applied at random to training images only.
 
-    The first group moves boxes with the pixels, the second leaves boxes as they are.
+    The first group (0 to 19) moves boxes with the pixels, the second (from 20) leaves boxes as they are. Ranges and
+    pictures: docs/training.md.
     """
 
     HOR_FLIPE = 0
@@ -59,6 +60,7 @@ class ExpansionDataClass(IntEnum):
     ZOOM_OUT = 6
     TRANSLATE = 7
     SCALE = 8
+    ROTATE_SMALL = 9
 
     BRIGHTNESS = 20
     CONTRAST = 21
@@ -68,6 +70,10 @@ class ExpansionDataClass(IntEnum):
     GAUSSIAN_BLUR = 25
     GAUSSIAN_NOISE = 26
     JPEG_COMPRESSION = 27
+    GAMMA = 28
+    CLAHE = 29
+    MOTION_BLUR = 30
+    UNEVEN_LIGHT = 31
 
 
 class TaskStatus(IntEnum):

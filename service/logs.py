@@ -27,7 +27,7 @@ class Story:
         self._lines: dict[str, deque[str]] = {}
         #: How many have it open: the sweep can take back a task that this very worker still runs.
         self._open: Counter[str] = Counter()
-        #: Last lines of attempts that are over, which the database could not take then: (its task's stored id, lines).
+        #: Last lines of attempts that are over, which nobody has stored yet: (its task's stored id, lines).
         self.left: deque[tuple[Any, list[str]]] = deque(maxlen=_PENDING_LINES)
 
     def open(self, task_id: str) -> None:

@@ -186,7 +186,7 @@ class Sweeper:
         return since is not None and time.monotonic() - since >= 2 * quiet
 
     async def _tell_late(self) -> None:
-        """Store the last log lines of attempts that ended while the database was away."""
+        """Store the last log lines of attempts that ended while the database was away, or whose worker is gone."""
         while self._story.left:
             task_id, lines = self._story.left.popleft()
             try:
@@ -222,4 +222,5 @@ class Sweeper:
                     status=after.status,
                     failures=after.failures,
                 )
-            await self._store.traces.append_log(lost.task_id, self._story.close(name))
+            # By the next step: an error here would lose the lines, and keep the other leases waiting.
+            self._story.left.append((lost.task_id, self._story.close(name)))

@@ -5,6 +5,7 @@ The last line is one JSON object; the exit code is 0 if nothing was lost, double
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,11 +19,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600, help="how long faults go on (default: 600)")
     parser.add_argument("--seed", type=int, default=1, help="what the faults and tasks are drawn by (default: 1)")
     parser.add_argument("--workers", type=int, default=4, help="worker processes (default: 4)")
-    parser.add_argument("--folder", type=Path, help="for data and logs, kept (default: one that is removed)")
+    parser.add_argument(
+        "--folder", type=Path, help="for data and logs, kept (default: a new one, kept if all is not well)"
+    )
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="dltask-chaos-") as temporary:
-        folder = arguments.folder or Path(temporary)
-        report = run(folder, seconds=arguments.seconds, seed=arguments.seed, workers=arguments.workers)
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="dltask-chaos-"))
+    report = run(folder, seconds=arguments.seconds, seed=arguments.seed, workers=arguments.workers)
+    if arguments.folder is None:
+        # The logs say what was wrong, if anything was; the data of the servers would fill the disk.
+        shutil.rmtree(folder if report["good"] else folder / "mongo")
+    if not report["good"]:
+        print(f"the logs of the workers are in {folder}", file=sys.stderr)
     print(json.dumps(report))
     return 0 if report["good"] else 1
 

@@ -32,6 +32,9 @@ class Script:
     cancelled: bool = False
 
 
+#: Whatever a task is, the last of its faults can be that its worker died, or had no space left.
+_ANY_FAULT = ("child_died", "hung", "lost_worker", "machine", "disk_full")
+
 SCRIPTS = {
     "ok": Script("ok", 40),
     "test": Script("ok", 10),
@@ -44,10 +47,23 @@ SCRIPTS = {
     "child exits 0 without a result once": Script("once-nothing", 3),
     "child out of memory once": Script("once-out_of_memory", 2),
     "out of device memory": Script("memory", 2),
-    "child crashes always": Script("crash", 1, ends=("FAILED",), kinds=("child_died",), max_attempts=2),
+    # Its last fault can be one of another kind: its worker died, or the disk was full.
+    "child crashes always": Script(
+        "crash",
+        1,
+        ends=("FAILED",),
+        kinds=("child_died", "lost_worker", "machine", "disk_full", "hung"),
+        max_attempts=2,
+    ),
     "data that cannot be used": Script("data", 2, ends=("FAILED",), kinds=("data",)),
     # It cannot kill a worker that is the first process of a container, and hangs there.
-    "poison": Script("poison", 0.6, ends=("FAILED",), kinds=("lost_worker", "hung", "child_died"), max_attempts=2),
+    "poison": Script(
+        "poison",
+        0.6,
+        ends=("FAILED",),
+        kinds=("lost_worker", "hung", "child_died", "machine", "disk_full"),
+        max_attempts=2,
+    ),
     "cancelled": Script("ok", 3, ends=("CANCELLED", "SUCCEEDED"), iterations=(20, 400), cancelled=True),
     "cancelled, ignores SIGTERM": Script(
         "deaf", 2, ends=("CANCELLED", "SUCCEEDED"), iterations=(100, 400), cancelled=True

@@ -133,7 +133,7 @@ def _report(
         "violations": history.violations,
         "unexpected": verdict.unexpected(client, history),
         "late": [str(takeover) for takeover in taken if takeover.seconds > allowed + takeover.excused],
-        "untold": verdict.untold(history, db, crew.deaths),
+        "untold": verdict.untold(history, db, crew),
         "bugs": verdict.bugs(crew),
         "exits": [f"a worker ended with {code} at the end" for code in exits if code != 0],
     }

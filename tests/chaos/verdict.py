@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from bson import ObjectId
@@ -23,6 +24,8 @@ _BUCKETS = ("models", "messages", "reports")
 #: Seconds that a worker may take from the end of a task to the storing of its last log lines, the database being away.
 _UNSAID_SECONDS = 30.0
 
+_TAKEN = "task taken from a lost worker"
+
 #: Log lines that are no fault of a task, a worker or the database, but ours.
 _BUGS = ("bug in", "Traceback", "no task any more")
 
@@ -31,6 +34,9 @@ _BUGS = ("bug in", "Traceback", "no task any more")
 class Takeover:
     """A task that lost its worker: seconds until its next state, and for how many of them the database had a fault."""
 
+    task_id: Any
+    owner: str
+    died: datetime
     seconds: float
     excused: float
 
@@ -95,23 +101,32 @@ def takeovers(deaths: Iterable[Death], history: History, faults: Iterable[Interv
                 if change.owner != death.owner or change.status != "RUNNING" or until < death.at:
                     continue
                 spans = [min(f.end + after, until) - max(f.begin, death.at) for f in faults]
-                found.append(Takeover(until - death.at, sum(span for span in spans if span > 0)))
+                died, excused = datetime.fromtimestamp(death.at, UTC), sum(span for span in spans if span > 0)
+                found.append(Takeover(record.task_id, death.owner, died, until - death.at, excused))
     return found
 
 
-def untold(history: History, db: Database[dict[str, Any]], deaths: Iterable[Death]) -> list[str]:
+def untold(history: History, db: Database[dict[str, Any]], fleet: Fleet) -> list[str]:
     """Tasks that ran and whose stored log does not say how the last attempt ended.
 
-    A worker that was killed right after it had written the end could not say it any more.
+    A worker that was killed right after it had written the end, its own task's or that of one lost before it, could not
+    say it any more.
     """
     found = []
-    killed = {death.owner: death.at for death in deaths if death.exit_code != 0}
+    killed = {death.owner: death.at for death in fleet.deaths if death.exit_code != 0}
+    took = {
+        (event["task_id"], event["attempt"]): str(event["owner"])
+        for _, event in fleet.logs()
+        if event.get("event") == _TAKEN and {"task_id", "attempt", "owner"} <= event.keys()
+    }
     logs = {document["_id"]: document["lines"] for document in db.DL_TASK_LOG.find()}
     for record in history.records.values():
         if record.dropped or not record.attempt or not record.ends:
             continue
         owner = next((change.owner for change in reversed(record.changes) if change.owner), "")
-        if 0 <= killed.get(owner, 0) - record.changes[-1].at.timestamp() <= _UNSAID_SECONDS:
+        tellers = (owner, took.get((str(record.task_id), record.attempt), ""))
+        end = record.changes[-1].at.timestamp()
+        if any(0 <= killed.get(teller, 0) - end <= _UNSAID_SECONDS for teller in tellers):
             continue
         told = [event for event in map(_event, logs.get(record.task_id, [])) if event]
         # Of an attempt that was killed within its first seconds, the one that took the task back tells.

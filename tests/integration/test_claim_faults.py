@@ -6,7 +6,6 @@ from typing import Any
 
 import anyio
 import pytest
-from pymongo import MongoClient
 from pymongo.database import Database
 
 import handlers.store.database
@@ -15,6 +14,7 @@ from handlers.store.database import StoreError
 from schemas.task import Task
 from service.attempt import Ending
 from service.devices import Devices
+from tests.failpoints import on_command
 from tests.integration.test_dispatcher import bench, pending
 
 Db = Database[dict[str, Any]]
@@ -48,25 +48,13 @@ async def store(mongo_uri: str, database_name: str, monkeypatch: pytest.MonkeyPa
 
 
 @contextmanager
-def failing(db: Db, how: dict[str, Any]) -> Iterator[None]:
-    """Each findAndModify of a service fails in this way."""
-    data = {"failCommands": ["findAndModify"], "appName": "dltask", **how}
-    client: MongoClient[dict[str, Any]] = db.client
-    client.admin.command({"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data})
-    try:
-        yield
-    finally:
-        client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
-
-
-@contextmanager
 def next_claim_failing(store: Store, db: Db, how: dict[str, Any], raised: Callable[[], None]) -> Iterator[None]:
     """The next claim of the store fails in this way, those after it do not; `raised` is called when it has."""
     claim = store.tasks.claim
 
     async def failed(*args: Any, **kwargs: Any) -> Any:
         patch.undo()
-        with failing(db, how):
+        with on_command(db, "findAndModify", **how):
             try:
                 return await claim(*args, **kwargs)
             except StoreError:
@@ -82,7 +70,7 @@ def next_claim_failing(store: Store, db: Db, how: dict[str, Any], raised: Callab
 async def test_a_claim_that_raises_may_be_done(store: Store, db: Db, how: dict[str, Any]) -> None:
     """What the server makes of these failures, which the tests below rest on."""
     await pending(store, db, 1)
-    with failing(db, how), pytest.raises(StoreError):
+    with on_command(db, "findAndModify", **how), pytest.raises(StoreError):
         await store.tasks.claim("w", {"CPU": 1})
     found = [Task.from_document(document) for document in await store.tasks.running_of("w")]
     assert [(task.task_id, task.attempt) for task in found] == ([] if how is CLOSED else [(1, 1)])

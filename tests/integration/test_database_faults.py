@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from pymongo import MongoClient
 from pymongo.database import Database
 
+from tests.failpoints import on_command
 from tests.helpers import Service, ended, running, train_request, wait_for
 
 Db = Database[dict[str, Any]]
@@ -26,27 +26,15 @@ def mongo_uri(start_mongod: Callable[..., str]) -> str:
 def away(db: Db) -> Iterator[None]:
     """The server closes the connection at each command of a service."""
     commands = ["hello", "find", "aggregate", "getMore", "insert", "update", "findAndModify", "delete"]
-    with on_command(db, failCommands=commands, closeConnection=True):
+    with on_command(db, *commands, closeConnection=True):
         yield
 
 
 @contextmanager
 def failing(db: Db, collection: str, **how: Any) -> Iterator[None]:
     """Each insert of a service into the collection fails in this way."""
-    with on_command(db, failCommands=["insert"], namespace=f"{db.name}.{collection}", **how):
+    with on_command(db, "insert", namespace=f"{db.name}.{collection}", **how):
         yield
-
-
-@contextmanager
-def on_command(db: Db, **how: Any) -> Iterator[None]:
-    """Commands of services fail in this way."""
-    data = {"appName": "dltask", **how}
-    client: MongoClient[dict[str, Any]] = db.client
-    client.admin.command({"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data})
-    try:
-        yield
-    finally:
-        client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
 
 
 def test_faults_of_the_database_are_not_counted(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:

@@ -8,6 +8,7 @@ import structlog
 from bson import Int64, ObjectId
 from pymongo.database import Database
 from pymongo.errors import AutoReconnect, ExecutionTimeout
+from structlog.testing import capture_logs
 
 import service.sweeper
 from handlers.store import Store
@@ -38,9 +39,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def sweeper(store: Store) -> Sweeper:
+def story() -> Story:
+    return Story()
+
+
+@pytest.fixture
+def sweeper(store: Store, story: Story) -> Sweeper:
     return Sweeper(
-        store, owner="w", every_seconds=0.01, wake=lambda: None, describe=lambda: {"host": "here"}, story=Story()
+        store, owner="w", every_seconds=0.01, wake=lambda: None, describe=lambda: {"host": "here"}, story=story
     )
 
 
@@ -233,6 +239,36 @@ async def test_a_lease_is_judged_only_after_two_renewal_intervals_without_an_err
     clock.now += 1
     await run_once(sweeper, monkeypatch)
     assert status() == "PENDING"
+
+
+async def test_what_is_told_of_a_lost_worker_is_stored_later_if_it_cannot_be_stored_now(
+    store: Store,
+    sweeper: Sweeper,
+    story: Story,
+    db: Db,
+    image_ids: list[ObjectId],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who lost the task cannot tell; the one that took it back does, when the database takes it."""
+    db.DL_TASK.insert_one(train_request(1))
+    await run_once(sweeper, monkeypatch)
+    task = Task.from_document(await store.tasks.claim("dead", {"CPU": 1}) or {})
+    db.DL_TASK.update_one({"_id": task.key}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+
+    async def away(*args: Any) -> None:
+        raise AutoReconnect("away")
+
+    clock.now += 2 * QUIET_RENEW_SECONDS
+    with monkeypatch.context() as patch:
+        patch.setattr(store.traces, "append_log", away)
+        with capture_logs([structlog.contextvars.merge_contextvars, story]):
+            await run_once(sweeper, monkeypatch)
+    assert (db.DL_TASK.find_one({}) or {})["status"] == "PENDING"
+    assert db.DL_TASK_LOG.find_one({}) is None
+    await run_once(sweeper, monkeypatch)
+    (line,) = (db.DL_TASK_LOG.find_one({"_id": 1}) or {})["lines"]
+    assert '"task taken from a lost worker"' in line
 
 
 async def test_a_task_changed_by_hand_does_not_stop_the_others(
