@@ -24,7 +24,7 @@ _BUCKETS = ("models", "messages", "reports")
 #: Seconds that a worker may take from the end of a task to the storing of its last log lines, the database being away.
 _UNSAID_SECONDS = 30.0
 
-_TAKEN = "task taken from a lost worker"
+_TAKEN = "task taken back"
 
 #: Log lines that are no fault of a task, a worker or the database, but ours.
 _BUGS = ("bug in", "Traceback", "no task any more")

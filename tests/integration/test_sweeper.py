@@ -268,7 +268,7 @@ async def test_what_is_told_of_a_lost_worker_is_stored_later_if_it_cannot_be_sto
     assert db.DL_TASK_LOG.find_one({}) is None
     await run_once(sweeper, monkeypatch)
     (line,) = (db.DL_TASK_LOG.find_one({"_id": 1}) or {})["lines"]
-    assert '"task taken from a lost worker"' in line
+    assert '"task taken back"' in line
 
 
 async def test_a_task_changed_by_hand_does_not_stop_the_others(
