@@ -174,7 +174,7 @@ class Attempt:
                 log.exception("machine failed")
                 await self._retry(TaskError("machine", str(error)))
             except Exception:
-                # The one broad catch: a bug in handler ends its task, not the worker and the tasks beside it.
+                # The one broad catch: a bug in a handler ends its task, not the worker and the tasks beside it.
                 log.exception("bug in handler")
                 await self._fail(TaskError("bug", "a fault of the service; its traceback is in the worker's log"))
         except LostTask:
