@@ -58,15 +58,9 @@ def _onnxruntime(run: bool) -> dict[str, object]:
         "onnxruntime": onnxruntime.__version__,
         "providers": tuple(onnxruntime.get_available_providers()),
     }
-    if run and "CUDAExecutionProvider" in onnxruntime.get_available_providers() and _has_gpu():
+    if run and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         facts["provider_error"] = _quietly(_run_onnx)
     return facts
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _run_onnx() -> None:

@@ -68,18 +68,18 @@ def why_no_gpu(facts: Facts | str, driver: Driver | None) -> tuple[str, str] | N
         return facts, "install dltask into the Python that DLTASK_CHILD_COMMAND names"
     if facts.torch_error is not None:
         return f"torch cannot be loaded: {facts.torch_error}", "install torch again, as constraints.txt says"
+    if facts.gpus and facts.cuda_error is None:
+        return None  # whatever nvidia-smi says: it is torch that must be able to
     if facts.torch_cuda is None:
         return f"torch {facts.torch} is built without CUDA", "install a wheel of torch that is built with CUDA"
     if driver is not None and driver.problem:
         return driver.problem, driver.fix
     if too_old := _too_old(facts, driver):
         return too_old
-    if facts.cuda_error is not None:
-        told = next((fix for words, fix in _FAILURES if words in facts.cuda_error), "look after driver and GPU")
-        return f"torch cannot use the GPU: {facts.cuda_error}", told
-    if facts.gpus == 0:
+    if facts.cuda_error is None:
         return "torch sees no GPU", _FAILURES[-1][1]
-    return None
+    told = next((fix for words, fix in _FAILURES if words in facts.cuda_error), "look after driver and GPU")
+    return f"torch cannot use the GPU: {facts.cuda_error}", told
 
 
 def _too_old(facts: Facts, driver: Driver | None) -> tuple[str, str] | None:

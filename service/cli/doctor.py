@@ -1,6 +1,6 @@
 """`dltask doctor`: what a service needs, checked one by one, each with what to do about it."""
 
-import os
+import shutil
 from functools import partial
 
 import anyio.to_thread
@@ -11,7 +11,7 @@ from handlers.store.database import masked
 from service.checks import Check, halves, machine
 from service.checks.database import database
 from service.checks.gpu import ask_child, checks_of_child, child_python, why_no_gpu
-from service.checks.nvidia import ask_driver, has_gpu
+from service.checks.nvidia import Driver, ask_driver, has_gpu
 from service.secrecy import child_environment
 from service.settings import Settings
 
@@ -44,7 +44,7 @@ def _machine(settings: Settings) -> list[Check]:
         driver = ask_driver(environment) if wanted else None
         problem = why_no_gpu(facts, driver) if wanted and has_gpu() else None
         usable = facts.gpus if not isinstance(facts, str) and problem is None and wanted and has_gpu() else 0
-        gpu = _gpu(settings, usable, driver.gpus if driver else (), problem)
+        gpu = _gpu(settings, usable, driver or Driver(), problem)
         libraries = checks_of_child(facts, gpu=usable > 0)
         gpus = usable if settings.gpu_devices is None else min(gpus, usable)
     return [
@@ -58,7 +58,7 @@ def _machine(settings: Settings) -> list[Check]:
     ]
 
 
-def _gpu(settings: Settings, usable: int, names: tuple[str, ...], problem: tuple[str, str] | None) -> Check:
+def _gpu(settings: Settings, usable: int, driver: Driver, problem: tuple[str, str] | None) -> Check:
     fallback = settings.gpu_fallback == "cpu"
     if settings.gpu_devices == 0:
         return Check("GPU", "ok", "none wanted (DLTASK_GPU_DEVICES=0)")
@@ -69,8 +69,10 @@ def _gpu(settings: Settings, usable: int, names: tuple[str, ...], problem: tuple
         return Check(
             "GPU", "failed", found, "set it to what is there, or see to the driver and to CUDA_VISIBLE_DEVICES"
         )
+    if usable and driver.problem:
+        return Check("GPU", "warning", f"torch can use {usable}, but {driver.problem}", driver.fix)
     if usable:
-        return Check("GPU", "ok", "; ".join(names) or f"{usable} that torch can use")
+        return Check("GPU", "ok", "; ".join(driver.gpus) or f"{usable} that torch can use")
     if fallback:
         return Check("GPU", "ok", "none: tasks for a GPU run on the CPU (DLTASK_GPU_FALLBACK=cpu)")
     return Check("GPU", "ok", "none", "tasks for a GPU wait for another worker; DLTASK_GPU_FALLBACK=cpu runs them here")
@@ -79,6 +81,6 @@ def _gpu(settings: Settings, usable: int, names: tuple[str, ...], problem: tuple
 def _other_child(command: tuple[str, ...]) -> Check:
     program = command[0]
     found = f"DLTASK_CHILD_COMMAND is {' '.join(command)[:200]}"
-    if os.sep in program and not os.access(program, os.X_OK):
+    if shutil.which(program) is None:
         return Check("child", "failed", found, f"{program} is no program that can be started")
     return Check("child", "ok", found)

@@ -86,6 +86,19 @@ async def test_nvidia_smi_fails(machine: Any, case: str, found: str, fix: str) -
     assert "\n" not in str(error.value)
 
 
+async def test_torch_has_the_last_word(machine: Any) -> None:
+    """Where it can use the GPU, a nvidia-smi that fails is a warning, and keeps no worker from its start."""
+    text, code = machines.FAILING["no rights"]
+    settings = machine(listed=text, code=code)
+    state, what, remedy = said(settings, "GPU")
+    assert (state, what) == (
+        "warning",
+        "torch can use 1, but nvidia-smi: Failed to initialize NVML: Insufficient Permissions",
+    )
+    assert "/dev/nvidia*" in remedy
+    assert (await find_devices(settings)).total["GPU"] == 1
+
+
 @pytest.mark.parametrize(
     ("case", "found", "fix"),
     [
@@ -181,8 +194,9 @@ async def test_a_child_of_another_kind_is_its_operators_affair(machine: Any, mon
     settings = machine(gpu_devices=3).model_copy(update={"child_command": ("/bin/true", "--train")})
     assert (await find_devices(settings)).total["GPU"] == 3
     assert said(settings, "child") == ("ok", "DLTASK_CHILD_COMMAND is /bin/true --train", "")
-    missing = settings.model_copy(update={"child_command": ("/nowhere/child",)})
-    assert said(missing, "child")[0] == "failed"
+    for program in ("/nowhere/child", "no-such-program"):
+        missing = settings.model_copy(update={"child_command": (program,)})
+        assert said(missing, "child")[0] == "failed"
 
 
 @pytest.mark.parametrize(
