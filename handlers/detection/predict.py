@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from handlers.detection.boxes import Boxes, Detections, Image
+from handlers.detection.coco import xywh
 from handlers.detection.data import (
     ImageError,
     Sample,
@@ -29,11 +30,11 @@ from handlers.detection.data import (
 )
 from handlers.detection.devices import reader_threads
 from handlers.detection.errors import DataError, OutOfMemory, StoppedEarly
-from handlers.detection.evaluate import evaluate, measurable, xywh
+from handlers.detection.evaluate import measurable, names_that_fit
 from handlers.detection.job import Event, Job, Note, Progress, Started, Tested, TestedModel
-from handlers.detection.plots import SHEET_SAMPLES, sample_sheet
+from handlers.detection.report import draw_samples, measure_and_draw
 from schemas.message import RequestMessage
-from schemas.result import MAX_CLASSES_LISTED, MAX_EXAMPLES, Metrics, SkippedImage
+from schemas.result import MAX_EXAMPLES, MAX_NAMES_BYTES, Metrics, SkippedImage
 
 #: Most images in one run of the network, whatever `batch_size` says: more is no faster, and takes memory.
 MAX_BATCH = 64
@@ -164,10 +165,9 @@ def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], boo
         example = f", e.g. image {skipped[0].img_id}: {skipped[0].reason}" if skipped else ""
         raise DataError(f"none of {len(message.image_info)} images can be used{example}", "img_mongodb_ids")
     truths = _match_classes(message, job.model, run)
-    metrics = _measure(message, job.model, run, truths, emit)
-    sheet = job.out / "samples.png"
     used = [sample for sample in samples if sample.id in run.detections]
-    sample_sheet(_examples(used, truths, run.detections), job.model.class_names, sheet)
+    metrics, reports = _measure(message, job.model, used, run, truths, job.out, emit)
+    reports |= draw_samples(used, truths, run.detections, job.model.class_names, job.out)
     return Tested(
         detections=job.out / "detections.jsonl",
         detection_count=sum(map(len, run.detections.values())),
@@ -175,7 +175,7 @@ def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], boo
         device=detector.device,
         metrics=metrics,
         images=images_used(len(used), skipped),
-        reports={sheet.name: sheet},
+        reports=reports,
     )
 
 
@@ -314,33 +314,28 @@ def _match_classes(message: RequestMessage, model: TestedModel, run: _Run) -> di
 def _measure(
     message: RequestMessage,
     model: TestedModel,
+    used: Sequence[Sample],
     run: _Run,
     truths: dict[int, Boxes],
+    out: Path,
     emit: Callable[[Event], None],
-) -> Metrics | None:
-    """None where nothing is labelled that the model knows; a Note says so if other things are."""
+) -> tuple[Metrics | None, dict[str, Path]]:
+    """The numbers and their pictures; none where nothing is labelled that the model knows: a Note says so if other
+    things are.
+    """
     if not measurable(truths.values()):
         if any(map(len, run.labels.values())):
             labelled = ", ".join(row.name for row in message.class_info[:MAX_EXAMPLES])
             known = ", ".join(model.class_names[:MAX_EXAMPLES])
             emit(Note(message=f"not measured: labelled are {labelled}; the model knows {known}"))
-        return None
-    metrics = evaluate(list(truths), truths, run.detections, model.class_names, message.dataset_info.split or "test")
+        return None, {}
+    on = message.dataset_info.split or "test"
+    metrics, pictures = measure_and_draw(used, truths, run.detections, model.class_names, on, out)
     in_data = {row.name for row in message.class_info}
     unknown = [row.name for row in message.class_info if row.name not in model.class_names]
     absent = [name for name in model.class_names if name not in in_data]
-    return metrics.model_copy(
-        update={
-            "classes_not_in_model": tuple(unknown[:MAX_CLASSES_LISTED]),
-            "classes_not_in_data": tuple(absent[:MAX_CLASSES_LISTED]),
-        }
-    )
-
-
-def _examples(
-    used: Sequence[Sample], truths: dict[int, Boxes], detections: dict[int, Detections]
-) -> list[tuple[Image, Boxes, Detections]]:
-    """Images evenly spread over those used; read again, since keeping them would have kept them all."""
-    count = min(SHEET_SAMPLES, len(used))
-    chosen = [used[index * len(used) // count] for index in range(count)]
-    return [(read_sample(sample)[0], truths[sample.id], detections[sample.id]) for sample in chosen]
+    named = {
+        "classes_not_in_model": names_that_fit(unknown, MAX_NAMES_BYTES),
+        "classes_not_in_data": names_that_fit(absent, MAX_NAMES_BYTES),
+    }
+    return metrics.model_copy(update=named), pictures

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from handlers.detection.batches import Batches, BatchPlan, ImageStore
-from handlers.detection.boxes import Boxes, Detections, Image
 from handlers.detection.data import (
     Sample,
     fit,
@@ -22,15 +21,16 @@ from handlers.detection.data import (
 )
 from handlers.detection.devices import IMAGE_STORE_BYTES, check_memory, open_device, reader_threads
 from handlers.detection.errors import DataError, StoppedEarly
-from handlers.detection.evaluate import measurable
+from handlers.detection.evaluate import average_precision, measurable
 from handlers.detection.export import check_export, export
-from handlers.detection.job import Event, Job, Measured, Note, Snapshot, Started, Trained
+from handlers.detection.job import Event, Job, Note, Snapshot, Started, Trained
 from handlers.detection.loop import MIN_IMAGES_FOR_STATISTICS, Learner, iterate
-from handlers.detection.measure import Found, find, torch_detect
+from handlers.detection.measure import find, torch_detect
 from handlers.detection.models import INPUT_SIZES, NETWORKS, MobileNetSSD, calibrate_batch_norm
-from handlers.detection.plots import SHEET_SAMPLES, sample_sheet, training_curve
+from handlers.detection.pictures.training import training_curve
 from handlers.detection.predict import OnnxDetector
 from handlers.detection.ranks import Ranks
+from handlers.detection.report import draw_samples, measure_and_draw
 from handlers.detection.reporter import Reporter
 from handlers.detection.snapshot import Best, Identity, TrainingState, read_snapshot, write_snapshot
 from schemas.message import RequestMessage
@@ -133,7 +133,10 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         check_export(learner.average, onnx, _stack(measured, store, input_size, _CHECKED_IMAGES).numpy())
         detector = _detector(onnx, data.class_names, input_size, job.devices[0], emit)
         found = find(measured, store, pool, detector.detect)
-        reports = _draw(job.out, found, measured, store, data.class_names, reporter.measurements)
+        curve = job.out / "training.png"
+        training_curve(reporter.measurements, curve)
+        metrics, pictures = measure_and_draw(measured, found.truths, found.detections, data.class_names, on, job.out)
+        pictures |= draw_samples(measured, found.truths, found.detections, data.class_names, job.out)
         return Trained(
             onnx=onnx,
             sha256=_sha256(onnx),
@@ -145,9 +148,9 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             initial_weights=state.initial_weights,
             data_fingerprint=identity.data_fingerprint,
             device=", ".join(job.devices),
-            metrics=found.metrics(data.class_names, on),
+            metrics=metrics,
             images=data.used(),
-            reports=reports,
+            reports={curve.name: curve, **pictures},
         )
 
 
@@ -244,12 +247,12 @@ def _validate(
         return
     truths = {image_id: boxes for one in parts for image_id, boxes in one.truths.items()}
     detections = {image_id: found for one in parts for image_id, found in one.detections.items()}
-    metrics = Found(truths, detections).metrics(data.class_names, "val")
-    reporter.measured(state.iteration, {"map": metrics.map, "map_50": metrics.map_50, "map_75": metrics.map_75})
+    metrics = average_precision(list(truths), truths, detections, len(data.class_names))
+    reporter.measured(state.iteration, metrics)
     # Of equals the later: it has seen more.
-    if state.best is None or metrics.map >= state.best.map:
+    if state.best is None or metrics["map"] >= state.best.map:
         weights = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
-        state.best = Best(state.iteration, metrics.map, weights)
+        state.best = Best(state.iteration, metrics["map"], weights)
 
 
 def _announce_snapshot(out: Path, identity: Identity, state: TrainingState, emit: Emit) -> None:
@@ -271,27 +274,6 @@ def _detector(onnx: Path, class_names: Sequence[str], input_size: int, device: s
         # The training is done and good; only its measurement takes longer.
         emit(Note(message=f"the exported model is measured on the CPU: {error}"))
         return OnnxDetector(onnx, class_names, input_size, "cpu")
-
-
-def _draw(
-    out: Path,
-    found: Found,
-    samples: Sequence[Sample],
-    store: ImageStore,
-    class_names: Sequence[str],
-    measurements: Sequence[Measured],
-) -> dict[str, Path]:
-    """The pictures of the report: the curves, and images evenly spread over those measured."""
-    curve, sheet = out / "training.png", out / "samples.png"
-    training_curve(measurements, curve)
-    shown = [sample for sample in samples if sample.id in found.truths]
-    count = min(SHEET_SAMPLES, len(shown))
-    chosen = [shown[index * len(shown) // count] for index in range(count)]
-    pictures: list[tuple[Image, Boxes, Detections]] = [
-        (store.get(sample)[0], found.truths[sample.id], found.detections[sample.id]) for sample in chosen
-    ]
-    sample_sheet(pictures, class_names, sheet)
-    return {curve.name: curve, sheet.name: sheet}
 
 
 def _sha256(path: Path) -> str:

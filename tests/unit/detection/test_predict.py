@@ -231,6 +231,15 @@ def test_common_classes_are_scored_by_name_and_the_others_named(tmp_path: Path, 
     assert right.map == pytest.approx((51 + 50 / 2) / 101)
     assert metrics.classes_not_in_model == ("other",)
     assert metrics.classes_not_in_data == ()
+    # At the best score for both classes, that of `right` in a, `left` in c is false, and `right` in d is missed.
+    assert metrics.threshold == pytest.approx(125 / 255)
+    assert metrics.f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert metrics.confusion is not None
+    assert metrics.confusion.labels == ("left", "right", "background")
+    assert metrics.confusion.counts == ((2, 0, 0), (0, 1, 1), (1, 0, 0))
+    assert metrics.worst is not None
+    worst = [(one.img_id, one.missed, one.false) for one in metrics.worst]
+    assert worst == [(f"{3:024x}", 0, 1), (f"{4:024x}", 1, 0)]
     assert not [event for event in events if isinstance(event, Note)]
 
 
@@ -292,11 +301,15 @@ def test_started_comes_first_and_the_last_image_is_reported(tmp_path: Path, mode
     assert progress[-1].eta_seconds == 0
 
 
-def test_the_sheet_is_a_picture(tmp_path: Path, model: Path) -> None:
-    result, _ = run(write_job(tmp_path, model))
-    assert list(result.reports) == ["samples.png"]
-    sheet = cv2.imread(str(result.reports["samples.png"]))
-    assert sheet.shape[1] > 1000
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_report_has_pictures(tmp_path: Path, model: Path, labels: bool) -> None:
+    """Without labels, only that of what was found."""
+    result, _ = run(write_job(tmp_path, model, labels=labels))
+    measured = {"confusion.png", "precision_recall.png", "worst.png"} if labels else set()
+    assert set(result.reports) == {"samples.png"} | measured
+    for name, path in result.reports.items():
+        assert path == tmp_path / "out" / name
+        assert cv2.imread(str(path)).shape[1] > 700
 
 
 def test_a_test_without_a_usable_image_fails(tmp_path: Path, model: Path) -> None:
