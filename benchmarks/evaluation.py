@@ -28,7 +28,7 @@ def made_up(images: int, detections: int, classes: int, seed: int) -> tuple[dict
         corner = rng.uniform(0, 500, (count, 2))
         boxes = np.concatenate([corner, corner + rng.uniform(10, 140, (count, 2))], axis=1)
         ids = rng.integers(1, classes + 1, count)
-        truths[image_id] = Boxes(boxes.astype(np.float32), ids, rng.random(count) < 0.02)
+        truths[image_id] = Boxes(boxes.astype(np.float32), ids, rng.random(count) < 0.02, np.zeros(count, np.bool_))
         right = boxes[rng.random(count) < 0.8][:per_image]
         right_ids = ids[: len(right)]
         wrong = rng.uniform(0, 500, (per_image - len(right), 2))

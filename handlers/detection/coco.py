@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from faster_coco_eval.core import mask
 from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
@@ -56,6 +57,7 @@ def collect(
             _joined([boxes.xyxy for _, boxes in kept_truths], np.zeros((0, 4), np.float32)),
             _joined([boxes.class_ids for _, boxes in kept_truths], np.zeros(0, np.int64)),
             _joined([boxes.crowd for _, boxes in kept_truths], np.zeros(0, np.bool_)),
+            _joined([boxes.difficult for _, boxes in kept_truths], np.zeros(0, np.bool_)),
         ),
         np.repeat([image_id for image_id, _ in kept_truths], [len(boxes) for _, boxes in kept_truths]).astype(np.int64),
         Detections(
@@ -84,6 +86,24 @@ def _best(detections: Detections, classes: int) -> Detections:
     return Detections(detections.xyxy[rows], ids[rows], detections.scores[rows])
 
 
+class _Evaluation(COCOeval_faster):  # type: ignore[misc]
+    """With difficult objects as in PASCAL VOC: ignored as crowds are, but overlapped as any other object is.
+
+    The library takes a crowd for ignored and an ignored object for a crowd, of which a part is enough.
+    """
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        """IoU [detections, objects], the best detection first, as its own is."""
+        classes, by_class = ([catId] if self.params.useCats else self.params.catIds), bool(self.params.useCats)
+        truths = self.gt_dataset.get_instances([imgId], classes, by_class)[0][0]
+        found = self.dt_dataset.get_instances([imgId], classes, by_class)[0][0]
+        if not truths or not found:
+            return []
+        order = np.argsort([-one["score"] for one in found], kind="stable")[: self.params.maxDets[-1]]
+        boxes = [[one["bbox"] for one in rows] for rows in ([found[index] for index in order], truths)]
+        return mask.iou(*boxes, [int(one["covers_many"]) for one in truths])
+
+
 class CocoEvaluation:
     """faster-coco-eval over one set of boxes."""
 
@@ -92,9 +112,11 @@ class CocoEvaluation:
         images = [{"id": image_id} for image_id in measured.image_ids]
         categories = [{"id": class_id, "name": str(class_id)} for class_id in range(1, measured.classes + 1)]
         truths, found = measured.truths, measured.found
-        crowd = ({"iscrowd": crowd} for crowd in truths.crowd.astype(int).tolist())
+        # The library ignores what is a crowd to it.
+        flags = zip((~truths.counted).astype(int).tolist(), truths.crowd.tolist(), strict=True)
+        ignored = ({"iscrowd": ignored, "covers_many": crowd} for ignored, crowd in flags)
         scores = ({"score": score} for score in found.scores.tolist())
-        true_rows = _annotations(measured.truth_images, truths.class_ids, truths.xyxy, crowd)
+        true_rows = _annotations(measured.truth_images, truths.class_ids, truths.xyxy, ignored)
         found_rows = _annotations(measured.found_images, found.class_ids, found.xyxy, scores)
         self._true = COCO({"images": images, "categories": categories, "annotations": list(true_rows)})
         self._found = COCO({"images": images, "categories": categories, "annotations": list(found_rows)})
@@ -119,8 +141,9 @@ class CocoEvaluation:
         """The row in `truths` that each detection found at `MATCH_IOU`; -1 for none.
 
         In each image the detections choose in the order of their scores: each takes the object (of its class, if
-        `same_class`, else of any) that it overlaps most of those not taken; a crowd, if there is no object left, and
-        that many may take. So what detections of a score and better find does not hang on the others.
+        `same_class`, else of any) that it overlaps most of those not taken; if none is left, one that does not count
+        (a crowd, or what is difficult), which many may take. So what detections of a score and better find does not
+        hang on the others.
         """
         found = np.full(len(self._measured.found), -1)
         chunks = self._chunks() if same_class else [(list(range(1, self._measured.classes + 1)), None)]
@@ -143,7 +166,7 @@ class CocoEvaluation:
 
     def _evaluation(self) -> Any:
         # Its own log of progress says nothing that the caller does not know.
-        evaluation = COCOeval_faster(self._true, self._found, iouType="bbox", print_function=lambda *_: None)
+        evaluation = _Evaluation(self._true, self._found, iouType="bbox", print_function=lambda *_: None)
         evaluation.params.maxDets = [MAX_DETECTIONS]
         return evaluation
 

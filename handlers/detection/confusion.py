@@ -7,7 +7,7 @@ import numpy as np
 
 from handlers.detection.boxes import Ints
 from handlers.detection.coco import Measured
-from handlers.detection.scores import in_crowd
+from handlers.detection.scores import uncounted
 
 #: Stands for the class of what is no object, and of what was not found.
 BACKGROUND_ID = 0
@@ -44,14 +44,14 @@ def confusion(measured: Measured, found: Ints, threshold: float) -> ConfusionCou
     and regardless of the class, as the confusion matrix of faster-coco-eval is (`PreviewResults`, with `useCats` 0).
     An object and the detection that takes it are one count in the row of its class and the column of the detection's;
     an object that none takes is one in the column of the background; a detection that takes none, one in its row.
-    Crowds are no objects, and a detection that finds one counts nowhere. So a row has as many counts as its class has
-    objects, a column as many as its class has detections outside crowds, of at least the threshold.
+    Crowds and difficult objects do not count, and neither does a detection that finds one. So a row has as many counts
+    as its class has objects, a column as many as its class has other detections of at least the threshold.
     """
     truths, detections = measured.truths, measured.found
-    counted = (detections.scores >= threshold) & ~in_crowd(measured, found)
+    counted = (detections.scores >= threshold) & ~uncounted(measured, found)
     takes = counted & (found >= 0)
     false = counted & (found < 0)
-    left = ~truths.crowd
+    left = truths.counted
     left[found[takes]] = False
     missed, false_ids = truths.class_ids[left], detections.class_ids[false]
     nothing = np.full(max(len(missed), len(false_ids)), BACKGROUND_ID)

@@ -50,8 +50,8 @@ class Evaluation:
 
 
 def measurable(truths: Iterable[Boxes]) -> bool:
-    """Whether there is any labelled object to find; a crowd is none."""
-    return any(not boxes.crowd.all() for boxes in truths)
+    """Whether there is any labelled object to find; a crowd is none, and neither is what is difficult."""
+    return any(boxes.counted.any() for boxes in truths)
 
 
 def average_precision(

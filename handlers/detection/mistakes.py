@@ -15,11 +15,11 @@ class ImageMistakes:
 
     image_id: int
     truths: Boxes
-    #: bool [len(truths)]: no detection of its class found it. Never a crowd.
+    #: bool [len(truths)]: no detection of its class found it, and it counts.
     missed: NDArray[np.bool_]
     #: Of at least the threshold.
     detections: Detections
-    #: bool [len(detections)]: found no object of its class, and no crowd.
+    #: bool [len(detections)]: found no object of its class, not even one that does not count.
     false: NDArray[np.bool_]
 
     @property
@@ -41,7 +41,7 @@ def worst_images(measured: Measured, found: Ints, threshold: float, most: int) -
     truths, detections = measured.truths, measured.found
     shown = detections.scores >= threshold
     false = shown & (found < 0)
-    missed = ~truths.crowd
+    missed = truths.counted
     missed[found[shown & (found >= 0)]] = False
     place = {image_id: index for index, image_id in enumerate(measured.image_ids)}
     mistakes = np.zeros(len(place), np.int64)

@@ -307,7 +307,7 @@ def _match_classes(message: RequestMessage, model: TestedModel, run: _Run) -> di
     truths = {}
     for image_id, labels in run.labels.items():
         class_ids = renumbered[labels.class_ids]
-        truths[image_id] = Boxes(labels.xyxy, class_ids, labels.crowd).select(class_ids > 0)
+        truths[image_id] = Boxes(labels.xyxy, class_ids, labels.crowd, labels.difficult).select(class_ids > 0)
     return truths
 
 

@@ -26,13 +26,13 @@ class Best:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """The detections of one class, best first, without those that found a crowd: they are neither right nor false."""
+    """The detections of one class, best first; without those that found what does not count, which are not false."""
 
     #: float32 [N], descending.
     scores: Floats
     #: bool [N].
     right: NDArray[np.bool_]
-    #: Labelled objects, without crowds.
+    #: Labelled objects that count.
     instances: int
 
     def best(self) -> Best:
@@ -60,8 +60,8 @@ class ClassScores:
 def class_scores(measured: Measured, found: Ints) -> list[ClassScores]:
     """Of each class. `found` is what each detection found of its class (`CocoEvaluation.match`)."""
     truths, detections = measured.truths, measured.found
-    instances = np.bincount(truths.class_ids[~truths.crowd], minlength=measured.classes + 1)
-    rows = np.flatnonzero(~in_crowd(measured, found))
+    instances = np.bincount(truths.class_ids[truths.counted], minlength=measured.classes + 1)
+    rows = np.flatnonzero(~uncounted(measured, found))
     # Equal scores in the order of the images' ids, as in COCO's evaluation.
     rows = rows[np.lexsort((measured.found_images[rows], -detections.scores[rows], detections.class_ids[rows]))]
     bounds = np.searchsorted(detections.class_ids[rows], np.arange(1, measured.classes + 2))
@@ -71,9 +71,9 @@ def class_scores(measured: Measured, found: Ints) -> list[ClassScores]:
     ]
 
 
-def in_crowd(measured: Measured, found: Ints) -> NDArray[np.bool_]:
-    """Which detections found a crowd."""
-    return np.append(measured.truths.crowd, False)[found]
+def uncounted(measured: Measured, found: Ints) -> NDArray[np.bool_]:
+    """Which detections found what does not count: a crowd, or a difficult object."""
+    return np.append(~measured.truths.counted, False)[found]
 
 
 def best_for_all(classes: Sequence[ClassScores]) -> tuple[float, float]:

@@ -128,7 +128,8 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         onnx = job.out / "model.onnx"
         export(learner.average, data.class_names, onnx)
         # Those with labels first: without any there is nothing to measure.
-        measured = data.val or sorted(data.train, key=lambda sample: not len(sample.boxes))[:_MAX_MEASURED_TRAIN_IMAGES]
+        labelled_first = sorted(data.train, key=lambda sample: not measurable([sample.boxes]))
+        measured = data.val or labelled_first[:_MAX_MEASURED_TRAIN_IMAGES]
         on = "val" if data.val else "train"
         check_export(learner.average, onnx, _stack(measured, store, input_size, _CHECKED_IMAGES).numpy())
         detector = _detector(onnx, data.class_names, input_size, job.devices[0], emit)

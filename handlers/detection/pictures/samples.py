@@ -73,9 +73,9 @@ def _cell(picture: Image, truths: Boxes, shown: Detections, class_names: Sequenc
 
 
 def _missed(truths: Boxes, shown: Detections) -> list[int]:
-    """The rows of `truths`, crowds apart, that no detection of their class overlaps enough."""
+    """The rows of `truths` that count and that no detection of their class overlaps enough."""
     missed = []
-    for index in np.flatnonzero(~truths.crowd):
+    for index in np.flatnonzero(truths.counted):
         truth = truths.xyxy[index]
         same = shown.xyxy[shown.class_ids == truths.class_ids[index]]
         sides = np.minimum(same[:, 2:], truth[2:]) - np.maximum(same[:, :2], truth[:2])

@@ -53,7 +53,7 @@ def _cell(image: Image, mistakes: ImageMistakes, name: str, class_names: Sequenc
             labels.append(Label(found[row], f"false {class_name(class_names, class_id)} {score:.2f}", _FALSE))
         return labels
 
-    objects = int((~mistakes.truths.crowd).sum())
+    objects = int(mistakes.truths.counted.sum())
     counts = f"{objects} labelled, {mistakes.missed_count} missed, {mistakes.false_count} false"
     return Cell(picture, draw, f"{counts}: image {name}")
 

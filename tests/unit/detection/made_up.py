@@ -16,8 +16,13 @@ def detections(rows: Sequence[tuple[tuple[float, float, float, float], int, floa
     return Detections(boxes.xyxy, boxes.class_ids, np.array([row[2] for row in rows], np.float32))
 
 
-def random_data(seed: int, images: int, most: int) -> tuple[dict[int, Boxes], dict[int, Detections]]:
-    """Objects, some of them crowds; detections near most of them, with other classes now and then, and false ones."""
+def random_data(
+    seed: int, images: int, most: int, difficult: float = 0.0
+) -> tuple[dict[int, Boxes], dict[int, Detections]]:
+    """Objects, some of them crowds; detections near most of them, with other classes now and then, and false ones.
+
+    `difficult` is the share of the objects that are.
+    """
     rng = np.random.default_rng(seed)
     truths, found = {}, {}
     for image_id in rng.permutation(images * 3)[:images].tolist():
@@ -25,7 +30,7 @@ def random_data(seed: int, images: int, most: int) -> tuple[dict[int, Boxes], di
             ((*rng.uniform(0, 200, 2), *rng.uniform(5, 120, 2)), int(rng.integers(1, 4)), bool(rng.random() < 0.1))
             for _ in range(rng.integers(0, most + 1))
         ]
-        truths[image_id] = make_boxes(rows)
+        truths[image_id] = make_boxes(rows, [bool(rng.random() < difficult) for _ in rows if difficult] or None)
         near = [
             (
                 tuple(np.abs(np.array(box) + rng.normal(0, 5, 4)) + 0.1),
@@ -60,7 +65,7 @@ def matches(
     """(image, row in its detections, row in its truths or None) for each detection of at least `threshold`.
 
     In the order of the scores, each takes the object it overlaps most, of those that are left and by 0.5 at least; else
-    a crowd.
+    one that does not count, as many as like.
     """
     rows: list[tuple[int, int, int | None]] = []
     for image_id, boxes in truths.items():
@@ -71,12 +76,12 @@ def matches(
                 continue
             best: tuple[bool, float, int] | None = None
             for row in range(len(boxes)):
-                crowd = bool(boxes.crowd[row])
+                crowd, counts = bool(boxes.crowd[row]), bool(boxes.counted[row])
                 if row in taken or (same_class and boxes.class_ids[row] != one.class_ids[index]):
                     continue
                 much = overlap(one.xyxy[index].astype(float).tolist(), boxes.xyxy[row].astype(float).tolist(), crowd)
-                if much >= 0.5 and (best is None or (not crowd, much) > best[:2]):
-                    best = (not crowd, much, row)
+                if much >= 0.5 and (best is None or (counts, much) > best[:2]):
+                    best = (counts, much, row)
             if best and best[0]:
                 taken.add(best[2])
             rows.append((image_id, index, best[2] if best else None))

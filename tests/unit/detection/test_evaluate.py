@@ -166,7 +166,15 @@ def test_only_the_named_images_count() -> None:
     assert metrics.on == "val"
 
 
-@pytest.mark.parametrize("truths", [{}, {1: make_boxes([])}, {1: make_boxes([((0, 0, 9, 9), 1, True)])}])
+@pytest.mark.parametrize(
+    "truths",
+    [
+        {},
+        {1: make_boxes([])},
+        {1: make_boxes([((0, 0, 9, 9), 1, True)])},
+        {1: make_boxes([((0, 0, 9, 9), 1, False)], difficult=[True])},
+    ],
+)
 def test_without_any_labelled_object_there_is_nothing_to_measure(truths: dict[int, Boxes]) -> None:
     with pytest.raises(DataError, match="no image has a labelled object"):
         evaluate([1], truths, {1: detections([((0, 0, 9, 9), 1, 0.5)])}, NAMES, "test", {1: "a"})

@@ -60,13 +60,13 @@ def test_they_are_bounded() -> None:
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 8), most=st.integers(1, 15))
 def test_as_counted_in_each_image(seed: int, images: int, most: int) -> None:
-    truths, found = random_data(seed, images, most)
+    truths, found = random_data(seed, images, most, difficult=0.15)
     measured = collect(list(truths), truths, found, 3)
     worst = worst_images(measured, CocoEvaluation(measured).match(same_class=True), 0.5, 1000)
     rows = matches(truths, found, same_class=True, threshold=0.5)
     false = Counter(image_id for image_id, _, truth in rows if truth is None)
-    taken = Counter(i for i, _, truth in rows if truth is not None and not truths[i].crowd[truth])
-    missed = {i: int((~boxes.crowd).sum()) - taken[i] for i, boxes in truths.items()}
+    taken = Counter(i for i, _, truth in rows if truth is not None and truths[i].counted[truth])
+    missed = {i: int(boxes.counted.sum()) - taken[i] for i, boxes in truths.items()}
     assert {one.image_id: (one.missed_count, one.false_count) for one in worst} == {
         i: (missed[i], false[i]) for i in truths if missed[i] + false[i]
     }

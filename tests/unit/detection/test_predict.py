@@ -12,7 +12,7 @@ import pytest
 from toy_model import NAMES, SIDE, write_model
 
 from handlers.detection import predict
-from handlers.detection.boxes import Boxes
+from handlers.detection.boxes import Boxes, make_boxes
 from handlers.detection.data import Sample
 from handlers.detection.errors import DataError, StoppedEarly
 from handlers.detection.job import Event, Job, Note, Progress, Started
@@ -340,7 +340,7 @@ def test_few_images_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return picture(0, 4, 4), sample.boxes
 
     monkeypatch.setattr(predict, "read_sample", reads)
-    nothing = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+    nothing = make_boxes([])
     samples = [Sample(number, "", "test", tmp_path, 4, 4, nothing) for number in range(500)]
     images = predict._prefetched(samples, SIDE, ahead=6)
     order = [next(images) for _ in range(3)]

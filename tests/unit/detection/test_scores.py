@@ -64,6 +64,21 @@ def test_what_is_found_in_a_crowd_is_neither_right_nor_false() -> None:
     assert best(only_crowd, {1: detections(inside)}) == Best(None, 0, 0, 0)
 
 
+def test_a_difficult_object_is_neither_missed_nor_are_its_detections_false() -> None:
+    """However many they are; but it is as large as it is: what lies in it without covering half of it is false."""
+    truths = {1: make_boxes([(A, 1, False), (B, 1, False)], difficult=[False, True])}
+    right = (A, 1, 0.5)
+    assert best(truths, {1: detections([right])}) == Best(0.5, 1, 1, 1)
+    assert best(truths, {1: detections([(B, 1, 0.9), (B, 1, 0.8), right])}) == Best(0.5, 1, 1, 1)
+    inside = ((50, 0, 10, 4.9), 1, 0.9)
+    assert best(truths, {1: detections([inside, right])}) == Best(0.5, 0.5, 1, pytest.approx(2 / 3))
+    metrics = evaluate([1], truths, {1: detections([(B, 1, 0.9), right])}, NAMES, "test", {1: "a"}).metrics
+    assert (metrics.map, metrics.per_class[0].instances, metrics.worst) == (pytest.approx(1), 1, ())
+    assert metrics.confusion is not None
+    assert metrics.confusion.counts[0] == (1, 0, 0, 0)
+    assert sum(map(sum, metrics.confusion.counts)) == 1
+
+
 def test_one_threshold_for_all_by_hand() -> None:
     """Class 1 is best from 0.75 on (F1 1, then 2/3), class 2 from 0.5 on; at 0.5 the mean is (2/3 + 1) / 2.
 
@@ -86,10 +101,10 @@ def test_without_anything_right_the_threshold_is_a_default(found: Detections) ->
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 6), most=st.integers(1, 12))
 def test_as_counted_at_every_score(seed: int, images: int, most: int) -> None:
-    truths, found = random_data(seed, images, most)
+    truths, found = random_data(seed, images, most, difficult=0.15)
     measured = collect(list(truths), truths, found, 3)
     classes = class_scores(measured, CocoEvaluation(measured).match(same_class=True))
-    instances = [sum(int(((b.class_ids == c) & ~b.crowd).sum()) for b in truths.values()) for c in (1, 2, 3)]
+    instances = [sum(int(((b.class_ids == c) & b.counted).sum()) for b in truths.values()) for c in (1, 2, 3)]
     assert [one.instances for one in classes] == instances
     scores = np.unique(np.concatenate([one.scores for one in found.values()]))[::-1].tolist()
     f1 = np.zeros((3, len(scores)))
@@ -99,8 +114,7 @@ def test_as_counted_at_every_score(seed: int, images: int, most: int) -> None:
             of_class = [
                 truth
                 for image_id, index, truth in rows
-                if found[image_id].class_ids[index] == class_id
-                and not (truth is not None and truths[image_id].crowd[truth])
+                if found[image_id].class_ids[index] == class_id and (truth is None or truths[image_id].counted[truth])
             ]
             right = sum(truth is not None for truth in of_class)
             f1[class_id - 1, at] = 2 * right / max(len(of_class) + instances[class_id - 1], 1)
@@ -125,7 +139,7 @@ def test_as_counted_at_every_score(seed: int, images: int, most: int) -> None:
 @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 8), most=st.integers(1, 15))
 def test_the_library_has_the_same_precision_from_them(seed: int, images: int, most: int) -> None:
     """What is right and what is false by the scores gives the average precision at IoU 0.5, to the last recall."""
-    truths, found = random_data(seed, images, most)
+    truths, found = random_data(seed, images, most, difficult=0.15)
     measured = collect(list(truths), truths, found, 3)
     coco = CocoEvaluation(measured)
     expected = coco.precision([ALL_SIZES])[0, :, :, 0]
