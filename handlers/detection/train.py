@@ -27,8 +27,8 @@ from handlers.detection.job import Event, Job, Note, Snapshot, Started, Trained
 from handlers.detection.loop import MIN_IMAGES_FOR_STATISTICS, Learner, iterate
 from handlers.detection.measure import find, torch_detect
 from handlers.detection.models import INPUT_SIZES, NETWORKS, MobileNetSSD, calibrate_batch_norm
+from handlers.detection.onnx_detector import OnnxDetector
 from handlers.detection.pictures.training import training_curve
-from handlers.detection.predict import OnnxDetector
 from handlers.detection.ranks import Ranks
 from handlers.detection.report import draw_samples, measure_and_draw
 from handlers.detection.reporter import Reporter

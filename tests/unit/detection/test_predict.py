@@ -20,7 +20,8 @@ from handlers.detection.job import Event, Job, Note, Progress, Started
 # Under names that pytest does not take for test classes.
 from handlers.detection.job import Tested as Outcome
 from handlers.detection.job import TestedModel as RegisteredModel
-from handlers.detection.predict import OnnxDetector, run_test
+from handlers.detection.onnx_detector import OnnxDetector
+from handlers.detection.predict import run_test
 
 
 @pytest.fixture
