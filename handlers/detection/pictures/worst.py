@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
 
 from handlers.detection.boxes import Image
 from handlers.detection.mistakes import ImageMistakes
@@ -64,14 +65,22 @@ def _lined(axes: Axes, box: Any, colour: str, linewidth: float, **style: Any) ->
     outline(axes, box, edgecolor=colour, linewidth=linewidth, **style)
 
 
+def _on_white() -> list[Any]:
+    """For lines too bright for the ground of the legend: as `_lined`, a dark line below."""
+    return [Stroke(linewidth=3.6, foreground="#555555"), Normal()]
+
+
 def _legend(threshold: float, any_worst: bool) -> list[tuple[Any, str]]:
     if not any_worst:
         return [(Line2D([], [], linewidth=0), f"no mistakes in any image, at scores ≥ {threshold:.2f}")]
     return [
-        (Line2D([], [], color=_MISSED, linewidth=2.2, linestyle=DASHES), "dashed: labelled and missed"),
+        (
+            Line2D([], [], color=_MISSED, linewidth=2.2, linestyle=DASHES, path_effects=_on_white()),
+            "dashed: labelled and missed",
+        ),
         (
             Line2D([], [], color=_FALSE, linewidth=2.2, marker="x", markersize=9),
             f"crossed out: false, detected with a score ≥ {threshold:.2f}",
         ),
-        (Line2D([], [], color="#888888", linewidth=1), "thin white line: right"),
+        (Line2D([], [], color=_RIGHT, linewidth=0.9, path_effects=_on_white()), "thin white line: right"),
     ]
