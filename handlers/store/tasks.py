@@ -159,8 +159,7 @@ class Tasks:
     async def newest(self, limit: int) -> list[Document]:
         """The newest documents, running and waiting ones first, without id lists and reports."""
         found: list[RawBSONDocument] = []
-        fields = {**_WITHOUT_LISTS, "history": False}
-        fields |= {f"result.metrics.{name}": False for name in ("per_class", "confusion", "worst")}
+        fields = {**_WITHOUT_LISTS, "history": False, "result.metrics.per_class": False}
         for which in (
             {"admitted_id": None},
             {"status": {"$in": ["RUNNING", "PENDING"]}, "admitted_id": {"$ne": None}, **IN_QUEUE_INDEX},
