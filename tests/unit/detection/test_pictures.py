@@ -257,8 +257,15 @@ def pictures(path: Path, one: Evaluation) -> dict[str, np.ndarray]:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "names",
-    [["a"], list(NAMES), [f"class {n}" for n in range(20)], [f"class number {n}" for n in range(100)], HOSTILE],
-    ids=["1", "3", "20", "100", "hostile"],
+    [
+        ["a"],
+        list(NAMES),
+        [f"class {n}" for n in range(20)],
+        [f"class number {n}" for n in range(100)],
+        HOSTILE,
+        [f"c{n}" for n in range(300)],
+    ],
+    ids=["1", "3", "20", "100", "hostile", "300"],
 )
 def test_any_classes_are_drawn_within_bounds_and_without_a_warning(tmp_path: Path, names: list[str]) -> None:
     made = pictures(tmp_path, evaluation(names))
