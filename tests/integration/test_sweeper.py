@@ -11,9 +11,11 @@ from pymongo.errors import AutoReconnect, ExecutionTimeout
 
 import service.sweeper
 from handlers.store import Store
+from handlers.store.stream import Hint
 from schemas.task import Task
 from service.attempt import QUIET_RENEW_SECONDS
 from service.logs import Story
+from service.metrics import Metrics
 from service.sweeper import Sweeper
 from tests.helpers import train_request
 
@@ -40,7 +42,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def sweeper(store: Store) -> Sweeper:
     return Sweeper(
-        store, owner="w", every_seconds=0.01, wake=lambda: None, describe=lambda: {"host": "here"}, story=Story()
+        store,
+        owner="w",
+        every_seconds=0.01,
+        wake=lambda: None,
+        describe=lambda: {"host": "here"},
+        story=Story(),
+        metrics=Metrics(),
     )
 
 
@@ -164,14 +172,14 @@ async def test_a_copy_whose_admission_failed_is_admitted_by_the_next_sweep(
 ) -> None:
     """The hint came while the database was away; the copy has a state, and is found all the same."""
     key = db.DL_TASK.insert_one({**train_request(1), "status": "SUCCEEDED"}).inserted_id
-    send, receive = anyio.create_memory_object_stream[Any](1)
+    send, receive = anyio.create_memory_object_stream[Hint](1)
 
     async def away(key: Any) -> Any:
         raise AutoReconnect("away")
 
     with monkeypatch.context() as patch, send, receive:
         patch.setattr(store.tasks, "unadmitted", away)
-        await send.send(key)
+        await send.send(Hint(key, new=True, cancel=False))
         send.close()
         await sweeper.admit_from(receive)
         with pytest.raises(AutoReconnect):
