@@ -375,7 +375,7 @@ class Attempt:
 
     async def _cancelled(self) -> None:
         await self._insist(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=CANCELLED))
-        self._over = ("cancelled", "cancelled")
+        self._over = ("cancelled", "")
         log.info("task cancelled")
 
     async def _fail(self, error: TaskError) -> None:

@@ -33,8 +33,8 @@ class QueueGauges:
         )
         self._oldest = Gauge(
             "dltask_queue_oldest_seconds",
-            "How long the task waits that has been due for longest, by device kind",
-            ("device",),
+            "How long the task waits that has been due for longest, by device and whether a live worker can take it",
+            ("device", "servable"),
             registry=registry,
         )
         self._workers = Gauge("dltask_workers", "Workers that have renewed within a minute", registry=registry)
@@ -48,9 +48,10 @@ class QueueGauges:
         _show_needs(self._unservable, state.unservable)
         self._oldest.clear()
         for kind in DeviceClass:
-            self._oldest.labels(kind.name).set(0)
-        for name, seconds in state.oldest.items():
-            self._oldest.labels(name).set(seconds)
+            for servable in ("yes", "no"):
+                self._oldest.labels(kind.name, servable).set(0)
+        for (name, served), seconds in state.oldest.items():
+            self._oldest.labels(name, "yes" if served else "no").set(seconds)
         self._workers.set(state.workers)
 
 

@@ -30,6 +30,13 @@ Outcome = Literal["succeeded", "failed", "cancelled", "released", "retried", "lo
 #: `died_waiting`: it waited for a job, and died.
 ChildEnd = Literal["finished", "failed", "signal", "killed", "unused", "died_waiting"]
 
+#: The kinds of error that fail a task, or send it back to the queue: each has its series from the start, since the
+#: first of a series is no increase to Prometheus. What is not here counts as `other`.
+ERRORS = (
+    *("bug", "child_died", "data", "database", "disk_full", "document", "hung", "loss", "lost_worker", "machine"),
+    *("memory", "model", "other", "output", "snapshot", "stopped"),
+)
+
 #: Outcomes that are an end state of the task.
 _END = {"succeeded": "SUCCEEDED", "failed": "FAILED", "cancelled": "CANCELLED"}
 
@@ -85,8 +92,11 @@ class Metrics:
         self._rates: dict[str, dict[str, float]] = {"TRAIN": {}, "TEST": {}}
         for task_type in self._rates:
             self._images.labels(task_type)
-            for state in _END.values():
-                self._ended.labels(task_type, state, "")
+            self._ended.labels(task_type, "SUCCEEDED", "")
+            self._ended.labels(task_type, "CANCELLED", "")
+            for error in ERRORS:
+                self._ended.labels(task_type, "FAILED", error)
+                self._retried.labels(task_type, error)
 
         self._renewals = counter("lease_renewals", "Renewals of leases, done and failed", "result")
         for result in ("done", "failed"):
@@ -147,7 +157,8 @@ class Metrics:
             self._images.labels(task_type).set(sum(self._rates[task_type].values()))
 
     def attempt_over(self, task_type: str, attempt: str, outcome: Outcome, error: str, seconds: float) -> None:
-        """An attempt came to its outcome; `error` is the kind of what went wrong, or nothing."""
+        """An attempt came to its outcome; `error` is the kind of what went wrong, where something did."""
+        error = error if error in ERRORS else "other" if outcome in ("failed", "retried") else ""
         self._attempt.labels(task_type, outcome).observe(seconds)
         self._rates[task_type].pop(attempt, None)
         self._images.labels(task_type).set(sum(self._rates[task_type].values()))
@@ -158,7 +169,7 @@ class Metrics:
         elif outcome == "lost":
             self._losses.inc()
 
-    def ended_without_attempt(self, state: str, error: str, tasks: int = 1) -> None:
+    def ended_without_attempt(self, state: str, error: str = "", tasks: int = 1) -> None:
         """Tasks came to their end outside of any attempt of this worker: their type is not looked up."""
         self._ended.labels("unknown", state, error).inc(tasks)
 

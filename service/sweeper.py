@@ -135,7 +135,7 @@ class Sweeper:
 
     async def _cancel_waiting(self) -> None:
         if ended := await self._store.tasks.cancel_waiting():
-            self._metrics.ended_without_attempt("CANCELLED", "cancelled", ended)
+            self._metrics.ended_without_attempt("CANCELLED", tasks=ended)
             log.info("waiting tasks cancelled", tasks=ended)
 
     async def _admit_copies(self) -> None:
@@ -146,7 +146,7 @@ class Sweeper:
     async def cancel(self, key: Any) -> None:
         """End the task with this `_id` if it waits and its client asked for that."""
         if await self._store.tasks.cancel_waiting(key):
-            self._metrics.ended_without_attempt("CANCELLED", "cancelled")
+            self._metrics.ended_without_attempt("CANCELLED")
             log.info("waiting task cancelled", key=shown(key))
 
     async def admit_from(self, hints: MemoryObjectReceiveStream[Hint]) -> None:

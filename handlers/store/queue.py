@@ -62,9 +62,9 @@ class QueueState:
     backing_off: int
     #: Waiting tasks by what they need.
     waiting: Mapping[Need, int]
-    #: By device kind: seconds for which the task that has been due for longest waits, since it was admitted, given back
-    #: or its back-off ended.
-    oldest: Mapping[str, float]
+    #: By device kind, of those that some live worker can take and of those that none can: seconds for which the task
+    #: that has been due for longest waits, since it was admitted, given back or its back-off ended.
+    oldest: Mapping[tuple[str, bool], float]
     #: Waiting tasks that no live worker has the devices for.
     unservable: Mapping[Need, int]
     #: Workers that are alive.
@@ -87,14 +87,15 @@ class Queue:
         groups = await self._groups()
         workers = await self._live(clock.at)
         waiting: dict[Need, int] = {}
-        oldest: dict[str, float] = {}
+        oldest: dict[tuple[str, bool], float] = {}
         for group in groups:
             need = Need(group["_id"]["kind"], group["_id"]["number"])
             waiting[need] = waiting.get(need, 0) + group["n"]
             since = group["since"]
             # Of no date, or one that no datetime can be, nothing can be said.
             if group["_id"]["due"] and isinstance(since, datetime):
-                oldest[need.kind] = max(oldest.get(need.kind, 0), (clock.at - since).total_seconds())
+                which = need.kind, _served(need, workers)
+                oldest[which] = max(oldest.get(which, 0), (clock.at - since).total_seconds())
         return QueueState(
             clock=clock,
             written=hello["operationTime"].time,

@@ -65,15 +65,16 @@ async def test_tasks_by_state_and_need(queue: Queue, store: Store, db: Db) -> No
     assert (await queue.read()).unservable == {Need("GPU", 1): 1, Need("GPU", 8): 1, Need("CPU", 1): 1}
 
 
-async def test_how_long_the_oldest_waits(queue: Queue, db: Db) -> None:
+async def test_how_long_the_oldest_waits(queue: Queue, store: Store, db: Db) -> None:
     """Since it was admitted, or since its back-off ended or it was given back; one that backs off does not wait."""
     now = (await queue.read()).clock.at
+    await store.workers.renew("a", {"devices": {"CPU": 1, "GPU": 0}})
     waiting(db, "GPU", create_time=now - timedelta(hours=5), not_before=now - timedelta(minutes=1))
     waiting(db, "CPU", create_time=now - timedelta(hours=2))
     waiting(db, "CPU", create_time=now - timedelta(hours=9), not_before=now + timedelta(hours=1))
     state = await queue.read()
-    assert state.oldest["GPU"] == pytest.approx((state.clock.at - now).total_seconds() + 60)
-    assert state.oldest["CPU"] == pytest.approx((state.clock.at - now).total_seconds() + 7200)
+    assert state.oldest["GPU", False] == pytest.approx((state.clock.at - now).total_seconds() + 60)
+    assert state.oldest["CPU", True] == pytest.approx((state.clock.at - now).total_seconds() + 7200)
     assert (state.backing_off, state.pending) == (1, 3)
 
 
