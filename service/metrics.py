@@ -4,6 +4,7 @@
 id or the name of a model would make a series of its own for each. What is looked up instead of told is in `gauges`.
 """
 
+import math
 import platform
 import time
 from collections.abc import Mapping
@@ -113,6 +114,7 @@ class Metrics:
         self._lag = gauge(
             "stream_lag_seconds", "How far the change stream is behind the newest write, in whole seconds"
         )
+        self._lag.set(math.nan)
 
         self._sweep = histogram("sweep", "One sweep that was answered throughout", _SWEEP_BUCKETS)
         self._sweep_failures = counter("sweep_failures", "Sweeps, or steps of one, that failed", "step")
@@ -150,11 +152,10 @@ class Metrics:
         if attempt == 1:
             self._observe_since(self._start.labels(task_type), admitted)
 
-    def progressed(self, task_type: str, attempt: str, images_per_second: float | None) -> None:
+    def progressed(self, task_type: str, attempt: str, images_per_second: float) -> None:
         """An attempt, named so that no other has its name, told its rate."""
-        if images_per_second is not None:
-            self._rates[task_type][attempt] = images_per_second
-            self._images.labels(task_type).set(sum(self._rates[task_type].values()))
+        self._rates[task_type][attempt] = images_per_second
+        self._images.labels(task_type).set(sum(self._rates[task_type].values()))
 
     def attempt_over(self, task_type: str, attempt: str, outcome: Outcome, error: str, seconds: float) -> None:
         """An attempt came to its outcome; `error` is the kind of what went wrong, where something did."""
@@ -193,6 +194,7 @@ class Metrics:
     def stream_ended(self, error: StoreError | None = None, *, bug: bool = False) -> None:
         """The change stream is no longer open."""
         self._stream_open.set(0)
+        self._lag.set(math.nan)
         self._reached = None
         self._stream_ends.labels(kind_of(error) if error else "bug" if bug else "ended").inc()
 
