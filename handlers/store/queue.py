@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import pymongo
+
 from handlers.store.database import CODEC, Database, Document
 from handlers.store.expressions import IN_QUEUE_INDEX
 from schemas.enums import DeviceClass, TaskStatus
 
 #: Documents of each state that are counted; a count that is so high says "or more".
 AT_MOST = 10_000
+
+#: Seconds that a look may take: it can be had again soon, and a worker that stops has not the time for more.
+LOOK_SECONDS = 5.0
 
 #: Seconds after its last renewal that a worker counts as alive: when its document expires (see `database.INDEXES`).
 _ALIVE = timedelta(seconds=60)
@@ -80,7 +85,11 @@ class Queue:
         self._workers = database.collection("DL_WORKER")
 
     async def read(self) -> QueueState:
-        """The queue now. Raises StoreError."""
+        """The queue now. Raises StoreError, after `LOOK_SECONDS` at the latest."""
+        with pymongo.timeout(LOOK_SECONDS):
+            return await self._read()
+
+    async def _read(self) -> QueueState:
         began = time.monotonic()
         hello = await self._db.call(self._db.db.command, "hello", codec_options=CODEC)
         clock = ServerTime(hello["localTime"], (began + time.monotonic()) / 2)

@@ -227,6 +227,19 @@ def test_the_database_away(db: Db, serve: Serve, image_ids: list[ObjectId]) -> N
     assert seen("leases_lost_total") == 0
 
 
+def test_a_database_that_is_slow(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
+    """A look at the queue is given up after some seconds, on the server too; the work goes on."""
+    url = address(serve(http_port=0))
+    until(url, peaceful)
+    slow = {"namespace": f"{db.name}.DL_TASK", "blockConnection": True, "blockTimeMS": 15_000}
+    with on_command(db, failCommands=["aggregate"], **slow):
+        seen = until(url, lambda seen: seen.has("database_up") and not seen("database_up"), 60)
+        assert seen("mongodb_errors_total", kind="unreachable") + seen("mongodb_errors_total", kind="timeout") > 0
+        db.DL_TASK.insert_one(train_request(1))
+        assert ended(db, 1)["status"] == "SUCCEEDED"
+    until(url, peaceful, 60)
+
+
 def test_the_change_stream_opened_again(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
     """A dropped database ends the stream without an error."""
     url = address(serve(http_port=0))
