@@ -33,15 +33,18 @@ class _Rejected(Exception):
         self.rejection = Rejection(code, field, message)
 
 
-async def admit(store: Store, key: Any) -> None:
-    """Answer the document with this `_id`: PENDING or REJECTED. Nothing happens if it has its answer already."""
+async def admit(store: Store, key: Any) -> TaskErrorCode | None:
+    """Answer the document with this `_id`: PENDING or REJECTED. Returns the code.
+
+    None, and nothing happens, if it has its answer already.
+    """
     if isinstance(key, Unnameable):
         problem = "_id is of a form that no driver can write; expected an ObjectId, or what a driver can make of one"
-        await _reject(store, key, None, Rejection(TaskErrorCode.PARAM_INVALID, "_id", problem), drop_all=True)
-        return
+        unnameable = Rejection(TaskErrorCode.PARAM_INVALID, "_id", problem)
+        return await _reject(store, key, None, unnameable, drop_all=True)
     data = await store.tasks.unadmitted(key)
     if data is None:
-        return
+        return None
     if len(data) > MAX_DOCUMENT_BYTES:
         # Not decoded, which takes many times its size. The name could stand in some text: then the code is that of ids.
         by_ids = b"\x04img_mongodb_ids\x00" in data
@@ -51,47 +54,49 @@ async def admit(store: Store, key: Any) -> None:
             f"the document has {len(data)} bytes; expected at most {MAX_DOCUMENT_BYTES}: "
             "name a dataset and split, or send ids as ObjectIds",
         )
-        await _reject(store, key, None, too_large, drop_all=True)
-        return
+        return await _reject(store, key, None, too_large, drop_all=True)
     try:
         document = strictly(data)
     except InvalidBSON as error:
         # Whoever read the whole document would choke on it, `dltask status` too.
         invalid = Rejection(TaskErrorCode.PARAM_INVALID, "", f"the document is no valid BSON: {error}")
-        await _reject(store, key, None, invalid, drop_all=True)
-        return
+        return await _reject(store, key, None, invalid, drop_all=True)
     trace, _ = read_trace(document)
     with structlog.contextvars.bound_contextvars(**(trace.bound if trace else {})):
-        await _answer(store, key, document)
+        return await _answer(store, key, document)
 
 
-async def _answer(store: Store, key: Any, document: Mapping[str, Any]) -> None:
+async def _answer(store: Store, key: Any, document: Mapping[str, Any]) -> TaskErrorCode | None:
     checked = await check(store, document)
     if isinstance(checked, Rejection):
-        await _reject(store, key, document.get("task_id"), checked)
-        return
+        return await _reject(store, key, document.get("task_id"), checked)
     try:
         admitted = await store.tasks.admit(key, checked)
     except StoreError as error:
         if not unfit(error):
             raise
         full = Rejection(TaskErrorCode.PARAM_INVALID, "", f"the document has no room for its state: {brief(error)}")
-        await _reject(store, key, document.get("task_id"), full, drop_all=True)
-        return
-    if admitted:
-        log.info("task admitted", task_id=str(checked["task_id"]), task_type=checked["task_type"])
+        return await _reject(store, key, document.get("task_id"), full, drop_all=True)
+    if not admitted:
+        return None
+    log.info("task admitted", task_id=str(checked["task_id"]), task_type=checked["task_type"])
+    return TaskErrorCode.OK
 
 
-async def _reject(store: Store, key: Any, task_id: Any, rejection: Rejection, *, drop_all: bool = False) -> None:
-    if await store.tasks.reject(key, rejection, drop_all=drop_all):
-        log.warning(
-            "task rejected",
-            task_id=task_name(task_id),
-            key=shown(key),
-            code=rejection.code.name,
-            field=rejection.field,
-            reason=rejection.message,
-        )
+async def _reject(
+    store: Store, key: Any, task_id: Any, rejection: Rejection, *, drop_all: bool = False
+) -> TaskErrorCode | None:
+    if not await store.tasks.reject(key, rejection, drop_all=drop_all):
+        return None
+    log.warning(
+        "task rejected",
+        task_id=task_name(task_id),
+        key=shown(key),
+        code=rejection.code.name,
+        field=rejection.field,
+        reason=rejection.message,
+    )
+    return rejection.code
 
 
 async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | Rejection:

@@ -31,7 +31,9 @@ class LabelRecord(_Record):
     img_id: ObjectId
     class_name: str
     bbox: tuple[float, float, float, float]
+    #: Trained on, but neither a miss nor a mistake in a measurement (PASCAL VOC).
     difficult: bool = False
+    #: The box covers many objects: not trained on, and as `difficult` in a measurement (COCO).
     crowd: bool = False
 
 
@@ -51,6 +53,7 @@ class ModelRecord(_Record):
     #: The ONNX file in GridFS `models`.
     file_id: ObjectId
     sha256: str
+    #: `schemas.result.Metrics` of the file; with `per_class[].threshold`, the best score to cut each class at.
     metrics: dict[str, Any] | None = None
     data_fingerprint: str
     parent_version: int | None = None

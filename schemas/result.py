@@ -1,33 +1,116 @@
 """`result` of a task document: the same names in documents, in `--json` and in reports."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from schemas.numbers import Count
 
 #: Most images or classes named in a result; the counts beside them are whole.
 MAX_EXAMPLES = 20
 MAX_CLASSES_LISTED = 1000
+#: Bytes that the rows of `per_class` may take as BSON, about: names have up to 200 characters.
+MAX_CLASSES_BYTES = 400_000
+#: Bytes that either list of classes that one side lacks may take.
+MAX_NAMES_BYTES = 100_000
+#: With more classes than these there is no `precision_at_recall`, and no `confusion`.
+MAX_CLASSES_WITH_CURVE = 100
+MAX_CLASSES_IN_CONFUSION = 50
+#: The recalls of `precision_at_recall`.
+RECALLS = tuple(step / 20 for step in range(21))
+#: Most images in `worst`.
+MAX_WORST = 8
+#: The name in a confusion matrix for where there is no object, and for where none was found.
+BACKGROUND = "background"
+
+#: 0 … 1.
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ClassMetrics(_Frozen):
-    """COCO average precision of one class, 0 … 1; None where the measured images have none of it."""
+class _Sparse(_Frozen):
+    """In documents, fields that may be left out are absent where they are None; those that are required are null."""
+
+    @model_serializer(mode="wrap")
+    def _present(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        document: dict[str, Any] = serialize(self)
+        return {key: value for key, value in document.items() if value is not None or fields[key].is_required()}
+
+
+class ClassMetrics(_Sparse):
+    """How well one class is found. Where the measured images have none of it, `map` and `map_50` are null, and the
+    fields below the counts are absent.
+    """
 
     class_id: Count
     class_name: str
+    #: COCO average precision, 0 … 1: over IoU 0.50, 0.55, … 0.95, and at IoU 0.50.
     map: float | None
     map_50: float | None
+    #: Labelled objects; detections of whatever score.
     instances: Count
     detections: Count
+    #: At IoU 0.5 and the score at which F1 is highest: the share of the detections that are right, the share of the
+    #: objects that are found, and 2 * precision * recall / (precision + recall). 0 where nothing right was found.
+    precision: Share | None = None
+    recall: Share | None = None
+    f1: Share | None = None
+    #: That score: detections of at least this count. Absent where nothing right was found.
+    threshold: float | None = None
+    #: The highest precision at IoU 0.5 with at least the recall of each of `RECALLS`; absent above
+    #: `MAX_CLASSES_WITH_CURVE` classes.
+    precision_at_recall: tuple[Share, ...] | None = Field(None, min_length=len(RECALLS), max_length=len(RECALLS))
 
 
-class Metrics(_Frozen):
-    """COCO average precision (Lin et al. 2014), 0 … 1, over the images of one split."""
+class Confusion(_Frozen):
+    """What was taken for what: `counts[i][j]` objects of `labels[i]` were detected as `labels[j]`.
+
+    Detections of at least the score `threshold` are matched to objects of any class (see
+    `handlers.detection.confusion`). The last row counts detections that found no object, the last column objects that
+    no detection found.
+    """
+
+    iou: Share
+    threshold: float
+    #: The model's classes, and `BACKGROUND`.
+    labels: tuple[str, ...] = Field(max_length=MAX_CLASSES_IN_CONFUSION + 1)
+    counts: tuple[Annotated[tuple[Count, ...], Field(max_length=MAX_CLASSES_IN_CONFUSION + 1)], ...] = Field(
+        max_length=MAX_CLASSES_IN_CONFUSION + 1
+    )
+
+
+class SizeMetrics(_Frozen):
+    """COCO average precision over objects of an area in pixels up to 32², up to 96², above; None where there are none.
+
+    The area is that of the labelled box, in the image as it is stored.
+    """
+
+    small: float | None
+    medium: float | None
+    large: float | None
+
+
+class WorstImage(_Frozen):
+    """An image with many mistakes: objects that were missed, detections that are false, at `Metrics.threshold`.
+
+    An object that is found as another class counts in both.
+    """
+
+    #: Its hex id in IMG_INFO.
+    img_id: str
+    missed: Count
+    false: Count
+
+
+class Metrics(_Sparse):
+    """COCO average precision (Lin et al. 2014), 0 … 1, over the images of one split, and where it is lost.
+
+    The fields below `classes_not_in_data` are absent in the results of release 0.1.0.
+    """
 
     map: float
     map_50: float
@@ -38,6 +121,15 @@ class Metrics(_Frozen):
     #: Classes of the data that the model does not know, and of the model that the data does not have.
     classes_not_in_model: tuple[str, ...] = ()
     classes_not_in_data: tuple[str, ...] = ()
+    #: The score at which the mean F1 of the classes (at IoU 0.5, one score for all) is highest, and that F1. The score
+    #: is 0.5 where nothing right was found.
+    threshold: float | None = None
+    f1: Share | None = None
+    #: Absent above `MAX_CLASSES_IN_CONFUSION` classes.
+    confusion: Confusion | None = None
+    size: SizeMetrics | None = None
+    #: Most mistakes first.
+    worst: tuple[WorstImage, ...] | None = Field(None, max_length=MAX_WORST)
 
 
 class SkippedImage(_Frozen):

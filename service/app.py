@@ -5,6 +5,7 @@ import secrets
 import signal
 import socket
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ from handlers.errors import StartupError
 from handlers.images import ImageCache
 from handlers.store import Store, connect_store
 from handlers.store.database import Document, StoreError, brief, masked
+from handlers.store.stream import Hint
 from schemas.task import Task
 from schemas.version import SCHEMA_VERSION
 from service import logs
@@ -22,13 +24,16 @@ from service.attempt import Attempt
 from service.checks.machine import require_cache
 from service.devices import Devices, find_devices
 from service.dispatcher import Dispatcher
+from service.gpus import Gpus
 from service.janitor import keep_clean
+from service.metrics import Metrics
 from service.run_folders import run_folder
 from service.runner import Children
 from service.secrecy import child_environment, hide_from_children
 from service.settings import Settings
 from service.sweeper import ADMITTERS, Sweeper
 from service.watcher import Watcher
+from service.web.metrics import keep_reading, metrics_routes
 from service.web.probes import probe_routes
 from service.web.server import http_server
 
@@ -60,7 +65,10 @@ async def serve(settings: Settings, story: logs.Story) -> None:
     # Unique for each start of a process: pod names and process numbers come back, and a fence must not.
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     structlog.contextvars.bind_contextvars(owner=owner)
-    async with connect_store(uri, settings.database, lease_seconds=settings.lease_seconds) as store:
+    metrics = Metrics()
+    async with connect_store(
+        uri, settings.database, lease_seconds=settings.lease_seconds, failed=metrics.database_failed
+    ) as store:
         try:
             await store.database.check()
             await store.database.create_indexes()
@@ -69,17 +77,25 @@ async def serve(settings: Settings, story: logs.Story) -> None:
         devices = await find_devices(settings)
         await anyio.to_thread.run_sync(require_cache, settings.cache_dir)
         with run_folder(settings.cache_dir, owner) as runs:
-            await _serve(settings, story, store, devices, owner, runs)
+            await _serve(settings, story, store, devices, owner, runs, metrics)
     log.info("service stopped")
 
 
-async def _serve(settings: Settings, story: logs.Story, store: Store, devices: Devices, owner: str, runs: Any) -> None:
+async def _serve(
+    settings: Settings,
+    story: logs.Story,
+    store: Store,
+    devices: Devices,
+    owner: str,
+    runs: Path,
+    metrics: Metrics,
+) -> None:
     environment = child_environment(settings.mongodb_uri.get_secret_value())
     cache = ImageCache(settings.cache_dir / "images", max_bytes=settings.cache_bytes)
-    new_keys, keys_to_admit = anyio.create_memory_object_stream[Any](_HINTS)
-    with new_keys, keys_to_admit:
+    new_hints, hints_to_admit = anyio.create_memory_object_stream[Hint](_HINTS)
+    with new_hints, hints_to_admit:
         async with anyio.create_task_group() as background:
-            children = Children(settings.child_command, environment, background)
+            children = Children(settings.child_command, environment, background, metrics=metrics)
 
             def make_attempt(task: Task, taken: tuple[str, ...]) -> Attempt:
                 return Attempt(
@@ -93,10 +109,16 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                     all_devices=devices,
                     grace_seconds=settings.grace_seconds,
                     silence_seconds=settings.child_silence_seconds,
+                    metrics=metrics,
                 )
 
             dispatcher = Dispatcher(
-                store, devices, owner=owner, poll_seconds=settings.sweep_seconds, make_attempt=make_attempt
+                store,
+                devices,
+                owner=owner,
+                poll_seconds=settings.sweep_seconds,
+                make_attempt=make_attempt,
+                metrics=metrics,
             )
             sweeper = Sweeper(
                 store,
@@ -105,23 +127,47 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 wake=dispatcher.wake,
                 describe=lambda: _describe(store, devices, dispatcher),
                 story=story,
+                metrics=metrics,
             )
 
             async def cancel(key: Any) -> None:
                 dispatcher.cancel(key)
                 await sweeper.cancel(key)
 
-            watcher = Watcher(store, new=new_keys, sweep_all=sweeper.sweep_all, cancel=cancel, wake=dispatcher.wake)
+            watcher = Watcher(
+                store,
+                new=new_hints,
+                sweep_all=sweeper.sweep_all,
+                cancel=cancel,
+                wake=dispatcher.wake,
+                metrics=metrics,
+            )
 
             def why_not_ready() -> str:
                 if dispatcher.draining:
                     return "draining"
-                return "" if sweeper.connected else "the database does not answer"
+                if not sweeper.connected:
+                    return "the database does not answer"
+                if not watcher.opened.is_set():
+                    return "the change stream is not open"
+                return "resting after a fault of this machine" if dispatcher.resting else ""
 
+            def look() -> None:
+                metrics.worker(
+                    devices=devices.total,
+                    free=devices.free(),
+                    running=len(dispatcher.running),
+                    resting=dispatcher.resting,
+                    draining=dispatcher.draining,
+                )
+
+            routes = [*probe_routes(why_not_ready), *metrics_routes(metrics, Gpus(environment), look)]
+            if settings.http_port != "off":
+                background.start_soon(keep_reading, store, metrics)
             background.start_soon(_drain_on_signal, dispatcher)
             background.start_soon(watcher.run)
             for _ in range(ADMITTERS):
-                background.start_soon(sweeper.admit_from, keys_to_admit)
+                background.start_soon(sweeper.admit_from, hints_to_admit)
             background.start_soon(sweeper.run)
             background.start_soon(keep_clean, store, cache)
             try:
@@ -136,7 +182,7 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 gpu_fallback=devices.fallback,
             )
             try:
-                async with http_server(probe_routes(why_not_ready), settings.http_host, settings.http_port):
+                async with http_server(routes, settings.http_host, settings.http_port):
                     # Returns once drained: attempts first, since they need the watcher, the leases and the database.
                     await dispatcher.run()
             finally:

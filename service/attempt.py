@@ -30,6 +30,7 @@ from schemas.numbers import bson_uint64
 from schemas.task import Task
 from service.devices import Devices
 from service.logs import Story
+from service.metrics import Metrics, Outcome
 from service.runner import Child, Children
 
 T = TypeVar("T")
@@ -77,11 +78,15 @@ class Attempt:
         all_devices: Devices,
         grace_seconds: float,
         silence_seconds: float,
+        metrics: Metrics,
     ) -> None:
         self.task = task
         self.devices = devices
         #: Whether it ended by a fault of this machine, which the next task would meet as well.
         self.machine_failed = False
+        self._metrics = metrics
+        #: How it is over, and the kind of error if there was one; until it is known, its lease will run out.
+        self._over: tuple[Outcome, str] = ("abandoned", "")
         self._store = store
         self._cache = cache
         self._children = children
@@ -146,6 +151,7 @@ class Attempt:
                 await self._work()
                 group.cancel_scope.cancel()
         finally:
+            self._metrics.attempt_over(self.task.task_type, self._folder.name, *self._over, self._seconds())
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder, ignore_errors=True))
                 lines = self._story.close(self._name)
@@ -178,6 +184,7 @@ class Attempt:
                 log.exception("bug in handler")
                 await self._fail(TaskError("bug", "a fault of the service; its traceback is in the worker's log"))
         except LostTask:
+            self._over = ("lost", "")
             log.warning("task lost")
         except StoreError as error:
             # Nothing can be written of this task. Its lease runs out, and its faults are counted by who takes it back.
@@ -254,6 +261,7 @@ class Attempt:
             case child_job.Progress():
                 self._progress = event.model_dump(exclude={"event", "learning_rate"}, exclude_none=True)
                 self._progress["max_num_iters"] = bson_uint64(event.max_num_iters)
+                self._metrics.progressed(self.task.task_type, self._folder.name, event.images_per_second)
             case child_job.Measured():
                 self._measured.append((event.iteration, event.values))
             case child_job.Note():
@@ -313,6 +321,7 @@ class Attempt:
         # Not however long that takes: where the database is away, the lease does the same for the task a little later.
         with anyio.move_on_after(self._grace_seconds):
             await self._insist(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
+            self._over = ("released", "")
             log.info("task released")
             return
         self._given_up = True
@@ -343,6 +352,7 @@ class Attempt:
                     notes=notes,
                 )
             )
+        self._over = ("succeeded", "")
         metrics = result.get("metrics") or {}
         log.info(
             "task succeeded",
@@ -369,10 +379,12 @@ class Attempt:
 
     async def _cancelled(self) -> None:
         await self._insist(lambda: self._store.tasks.finish(self.task, TaskStatus.CANCELLED, error=CANCELLED))
+        self._over = ("cancelled", "")
         log.info("task cancelled")
 
     async def _fail(self, error: TaskError) -> None:
         await self._insist(lambda: self._store.tasks.finish(self.task, TaskStatus.FAILED, error=error))
+        self._over = ("failed", error.kind)
         log.error("task failed", kind=error.kind, reason=error.message, field=error.field)
 
     async def _retry(
@@ -385,8 +397,10 @@ class Attempt:
             lambda: self._store.tasks.retry(self.task, error, delay=delay, batch_size_limit=batch_size_limit)
         )
         if after.status == TaskStatus.FAILED.name:
+            self._over = ("failed", error.kind)
             log.error("task failed", kind=error.kind, reason=error.message, failures=after.failures)
         else:
+            self._over = ("retried", error.kind)
             log.warning("task requeued", kind=error.kind, reason=error.message, failures=after.failures)
 
     async def _insist(self, operation: Callable[[], Awaitable[T]]) -> T:
@@ -425,6 +439,7 @@ class Attempt:
                 continue
             try:
                 cancel = await self._store.tasks.renew(self.task, progress if progress != told else None)
+                self._metrics.lease_renewed(done=True)
                 lines = self._story.take(self._name)
                 if not await self._tell(lines):
                     self._story.put_back(self._name, lines)
@@ -433,6 +448,7 @@ class Attempt:
                 self.end(Ending.LOST)
                 return
             except StoreError as error:
+                self._metrics.lease_renewed(done=False)
                 log.warning("lease not renewed", reason=brief(error))
                 continue
             renewed, told = time.monotonic(), progress

@@ -15,6 +15,7 @@ from schemas.params import shown
 from schemas.task import Task, same, task_name
 from service.attempt import Attempt, Ending
 from service.devices import Devices
+from service.metrics import Metrics
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -39,9 +40,11 @@ class Dispatcher:
         owner: str,
         poll_seconds: float,
         make_attempt: Callable[[Task, tuple[str, ...]], Attempt],
+        metrics: Metrics,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._store = store
+        self._metrics = metrics
         self._devices = devices
         self._owner = owner
         self._poll_seconds = poll_seconds
@@ -155,9 +158,11 @@ class Dispatcher:
             # Changed by hand since its admission, or never admitted whatever it says of itself.
             reason = f"the document is no task any more, somebody has changed it: {_first_line(error)}"
             await self._store.tasks.refuse(document, self._owner, TaskError("document", reason))
+            self._metrics.ended_without_attempt("FAILED", "document")
             name = task_name(document.get("task_id"))
             log.error("task failed", task_id=name, kind="document", reason=reason)  # noqa: TRY400
             return
+        self._metrics.claimed(task.task_type, task.attempt, task.create_time)
         devices = self._devices.take(task.params.device_type.name, task.params.device_num)
         attempt = self._make_attempt(task, devices)
         for other in self._attempts:

@@ -17,6 +17,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from pydantic import ValidationError
 
 from handlers.detection.job import Event, parse_event
+from service.metrics import ChildEnd, Metrics
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -38,6 +39,8 @@ class Child:
         self._log = log.bind(pid=process.pid)
         self._stderr_done = anyio.Event()
         self._out = Path()
+        #: Whether it got a job, whether it was asked to end, and whether it was killed before it had ended.
+        self._given = self._asked = self._killed = False
         #: The last lines of its stderr: what a person needs to understand a death.
         self.last_words: list[str] = []
 
@@ -51,7 +54,7 @@ class Child:
 
         `context` (task_id, …) is bound to what is logged of the child from now on.
         """
-        self._out = out
+        self._out, self._given = out, True
         self._log = self._log.bind(**context)
         assert self._process.stdin is not None
         try:
@@ -95,10 +98,12 @@ class Child:
 
     def terminate(self) -> None:
         """Ask it to snapshot and end."""
+        self._asked = True
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it, with all that it started."""
+        self._killed = self._killed or self.alive
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -107,6 +112,15 @@ class Child:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
             pass
+
+    def end(self) -> ChildEnd:
+        """How it has ended, or is being ended now."""
+        code = self._process.returncode
+        if not self._given:
+            return "died_waiting" if code is not None and not self._killed else "unused"
+        if code is None or self._killed or (self._asked and code == -signal.SIGTERM):
+            return "killed"
+        return "finished" if code == 0 else "failed" if code > 0 else "signal"
 
     async def close(self) -> None:
         """Make sure that nothing of it is left."""
@@ -127,10 +141,13 @@ class Child:
 class Children:
     """Starts children, and keeps one warm: torch is imported before a job comes."""
 
-    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str], group: TaskGroup) -> None:
+    def __init__(
+        self, command: tuple[str, ...], environment: Mapping[str, str], group: TaskGroup, *, metrics: Metrics
+    ) -> None:
         self._command = command
         self._environment = environment
         self._group = group
+        self._metrics = metrics
         self._warm: Child | None = None
         #: Two attempts that begin at once would each warm up a child, and nobody would ever end one of them.
         self._warming = anyio.Lock()
@@ -139,7 +156,7 @@ class Children:
         """Have a warm child waiting, from now on. Raises OSError."""
         async with self._warming:
             if self._warm is not None and not self._warm.alive:
-                await self._warm.close()
+                await self._close(self._warm)
                 self._warm = None
             if self._warm is None:
                 self._warm = await self._start()
@@ -150,20 +167,25 @@ class Children:
         child, self._warm = self._warm, None
         if child is None or not child.alive:
             if child is not None:
-                await child.close()
+                await self._close(child)
             child = await self._start()
         try:
             yield child
         finally:
-            await child.close()
+            await self._close(child)
 
     async def close(self) -> None:
         """End the warm child."""
         if self._warm is not None:
-            await self._warm.close()
+            await self._close(self._warm)
+
+    async def _close(self, child: Child) -> None:
+        self._metrics.child_ended(child.end())
+        await child.close()
 
     async def _start(self) -> Child:
         process = await anyio.open_process(self._command, start_new_session=True, env=self._environment)
+        self._metrics.child_started()
         child = Child(process)
         self._group.start_soon(child.forward_stderr)
         return child

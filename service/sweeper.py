@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from datetime import datetime
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ from handlers.admission import admit
 from handlers.errors import LostTask
 from handlers.store import Store
 from handlers.store.database import Document, StoreError, away, brief, refused
+from handlers.store.stream import Hint
 from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode
 from schemas.params import shown
@@ -20,6 +22,7 @@ from schemas.task import task_name
 from schemas.version import SCHEMA_VERSION
 from service.attempt import quiet_renew_seconds
 from service.logs import Story
+from service.metrics import Metrics
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -42,8 +45,10 @@ class Sweeper:
         wake: Callable[[], None],
         describe: Callable[[], Document],
         story: Story,
+        metrics: Metrics,
     ) -> None:
         self._store = store
+        self._metrics = metrics
         self._story = story
         self._owner = owner
         self._every_seconds = every_seconds
@@ -82,16 +87,23 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One sweep, each step of it whatever became of those before. Raises StoreError while the database is away."""
+        began, whole = time.monotonic(), True
         for step in self._steps:
+            name = step.__name__.strip("_")
             try:
                 await step()
+                continue
             except StoreError as error:
                 if away(error):
+                    self._metrics.sweep_failed(name)
                     raise
-                log.error("sweep step failed", step=step.__name__.strip("_"), reason=brief(error))  # noqa: TRY400
+                log.error("sweep step failed", step=name, reason=brief(error))  # noqa: TRY400
             except Exception:
                 # A document that nobody thought of must not keep all others from being looked after.
-                log.exception("bug in sweep step", step=step.__name__.strip("_"))
+                log.exception("bug in sweep step", step=name)
+            whole = False
+            self._metrics.sweep_failed(name)
+        self._metrics.swept(time.monotonic() - began, whole=whole)
         self._wake()
 
     async def sweep_all(self) -> None:
@@ -136,13 +148,15 @@ class Sweeper:
     async def cancel(self, key: Any = None) -> None:
         """End the task with this `_id`, or each, that waits and whose client asked for that."""
         for task_id in await self._store.tasks.cancel_waiting(key):
+            self._metrics.ended_without_attempt("CANCELLED")
             log.info("task cancelled", task_id=task_name(task_id))
 
-    async def admit_from(self, keys: MemoryObjectReceiveStream[Any]) -> None:
+    async def admit_from(self, hints: MemoryObjectReceiveStream[Hint]) -> None:
         """Admit documents as the watcher names them, until cancelled."""
-        async for key in keys:
+        async for hint in hints:
+            key = hint.key
             try:
-                await self.admit(key)
+                await self.admit(key, inserted=hint.written)
                 self._wake()
             except StoreError as error:
                 self._missed = True
@@ -150,10 +164,12 @@ class Sweeper:
             except Exception:
                 log.exception("bug in admission", key=shown(key))
 
-    async def admit(self, key: Any) -> None:
-        """Answer one new document. Raises StoreError while the database is away."""
+    async def admit(self, key: Any, *, inserted: datetime | None = None) -> None:
+        """Answer one new document, `inserted` then as far as is known. Raises StoreError while the database is away."""
         try:
-            await self._admit(key)
+            code = await self._admit(key)
+            if code is not None:
+                self._metrics.admitted(code, inserted)
         except StoreError as error:
             if away(error):
                 raise
@@ -162,9 +178,9 @@ class Sweeper:
             self._missed = self._missed or not refused(error)
             log.error("document not answered", key=shown(key), reason=brief(error))  # noqa: TRY400
 
-    async def _admit(self, key: Any) -> None:
+    async def _admit(self, key: Any) -> TaskErrorCode | None:
         try:
-            await admit(self._store, key)
+            return await admit(self._store, key)
         except StoreError:
             raise
         except Exception:
@@ -173,7 +189,7 @@ class Sweeper:
             fault = Rejection(
                 TaskErrorCode.PARAM_INVALID, "", "the document cannot be understood; the worker's log has a traceback"
             )
-            await self._store.tasks.reject(key, fault)
+            return fault.code if await self._store.tasks.reject(key, fault) else None
 
     def _may_judge(self) -> bool:
         """Whether other owners have had the time to renew.
@@ -210,6 +226,7 @@ class Sweeper:
                 # Changed by hand into something that cannot be counted up: it must not keep the others waiting.
                 log.error("task not taken back", task_id=task_name(lost.task_id), reason=brief(error))  # noqa: TRY400
                 continue
+            self._metrics.taken_back(after.status)
             name = task_name(lost.task_id)
             # Who lost it cannot say so.
             self._story.open(name)

@@ -35,6 +35,8 @@ class ImageStore:
         self._input_size = input_size
         self._room = max_bytes
         self._kept: dict[int, tuple[Image, Boxes]] = {}
+        #: (width, height) of the images whose size is not recorded.
+        self._sizes: dict[int, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
     def get(self, sample: Sample) -> tuple[Image, Boxes]:
@@ -43,12 +45,20 @@ class ImageStore:
         if kept is not None:
             return kept
         # Twice the input leaves a crop of half the sides at full resolution.
-        image, boxes = shrink(*read_sample(sample), 2 * self._input_size)
+        image, boxes = read_sample(sample)
+        size = (image.shape[1], image.shape[0])
+        image, boxes = shrink(image, boxes, 2 * self._input_size)
         with self._lock:
+            if not (sample.width and sample.height):
+                self._sizes[sample.id] = size
             if image.nbytes <= self._room and sample.id not in self._kept:
                 self._room -= image.nbytes
                 self._kept[sample.id] = (image, boxes)
         return image, boxes
+
+    def size(self, sample: Sample) -> tuple[int, int]:
+        """(width, height) of the image as it is labelled; its size must be recorded, or the image have been read."""
+        return self._sizes.get(sample.id, (sample.width, sample.height))
 
     def usable(self, samples: Sequence[Sample], pool: ThreadPoolExecutor) -> tuple[list[Sample], list[SkippedImage]]:
         """`samples` whose image can be read, and the others with the reason. Reads every one."""

@@ -1,5 +1,6 @@
 """Boxes of one image: labelled ones and detected ones. Corners are in pixels of the image as its labels are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,17 +29,24 @@ class Boxes:
     class_ids: Ints
     #: bool [N]: the box covers a crowd of objects; not trained on, and no miss in a measurement.
     crowd: NDArray[np.bool_]
+    #: bool [N]: an object that nobody is expected to find (PASCAL VOC); trained on, and no miss in a measurement.
+    difficult: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.class_ids)
 
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """bool [N]: the objects that count in a measurement."""
+        return ~(self.crowd | self.difficult)
+
     def select(self, rows: NDArray[Any]) -> "Boxes":
         """The boxes that `rows` (a mask or indices) picks."""
-        return Boxes(self.xyxy[rows], self.class_ids[rows], self.crowd[rows])
+        return Boxes(self.xyxy[rows], self.class_ids[rows], self.crowd[rows], self.difficult[rows])
 
     def moved(self, xyxy: Floats) -> "Boxes":
         """The same objects with other corners."""
-        return Boxes(xyxy.astype(np.float32, copy=False), self.class_ids, self.crowd)
+        return Boxes(xyxy.astype(np.float32, copy=False), self.class_ids, self.crowd, self.difficult)
 
     def clipped(self, width: float, height: float) -> "Boxes":
         """What lies inside a `width` x `height` image; boxes with less than `MIN_SIDE` left of a side are dropped."""
@@ -62,9 +70,16 @@ class Detections:
         return len(self.class_ids)
 
 
-def make_boxes(rows: list[tuple[tuple[float, float, float, float], int, bool]]) -> Boxes:
-    """Boxes from `((x, y, width, height), class id, crowd)`, one each."""
+def make_boxes(
+    rows: list[tuple[tuple[float, float, float, float], int, bool]], difficult: Sequence[bool] | None = None
+) -> Boxes:
+    """Boxes from `((x, y, width, height), class id, crowd)`, one each; `difficult` says which are (None: none)."""
     # What lies outside the image is cut off later; it only must not overflow before.
     xywh = np.array([row[0] for row in rows], np.float64).reshape(-1, 4).clip(-_FAR, _FAR)
     xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
-    return Boxes(xyxy, np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows], np.bool_))
+    return Boxes(
+        xyxy,
+        np.array([row[1] for row in rows], np.int64),
+        np.array([row[2] for row in rows], np.bool_),
+        np.array([False] * len(rows) if difficult is None else difficult, np.bool_),
+    )

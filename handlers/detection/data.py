@@ -123,7 +123,10 @@ def load_samples(
         if isinstance(path, str):
             skipped.append(SkippedImage(img_id=image.mongodb_id, reason=path))
             continue
-        boxes = make_boxes([(label.bbox, label.class_id, bool(label.iscrowd)) for label in labels[image.id]])
+        boxes = make_boxes(
+            [(label.bbox, label.class_id, bool(label.iscrowd)) for label in labels[image.id]],
+            [bool(label.difficult) for label in labels[image.id]],
+        )
         if image.width and image.height:
             boxes = boxes.clipped(image.width, image.height)
         samples.append(Sample(image.id, image.mongodb_id, image.split, path, image.width, image.height, boxes))

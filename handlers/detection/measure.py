@@ -10,10 +10,8 @@ import torch
 from handlers.detection.batches import ImageStore
 from handlers.detection.boxes import Boxes, Detections, Image
 from handlers.detection.data import ImageError, Sample, fit
-from handlers.detection.evaluate import evaluate
 from handlers.detection.export import best_boxes
 from handlers.detection.models import Detector, MobileNetSSD
-from schemas.result import Metrics
 
 #: Images in one forward pass.
 _BATCH = 16
@@ -23,32 +21,31 @@ Detect = Callable[[Sequence[Image]], list[Detections]]
 
 @dataclass(frozen=True)
 class Found:
-    """What is labelled and what was found, by image id, in pixels of the stored image."""
+    """What is labelled and what was found, by image id, in pixels of the image as it is labelled."""
 
     truths: dict[int, Boxes]
     detections: dict[int, Detections]
-
-    def metrics(self, class_names: Sequence[str], on: str) -> Metrics:
-        """Average precision over these images."""
-        return evaluate(list(self.truths), self.truths, self.detections, class_names, on)
 
 
 def find(samples: Sequence[Sample], store: ImageStore, pool: ThreadPoolExecutor, detect: Detect) -> Found:
     """Run `detect` on every image of `samples` that can be read."""
 
-    def load(sample: Sample) -> tuple[int, Image, Boxes] | None:
+    def load(sample: Sample) -> tuple[Sample, Image] | None:
         try:
-            return sample.id, *store.get(sample)
+            return sample, store.get(sample)[0]
         except ImageError:  # It could be read when the training began, and is counted there.
             return None
 
     found = Found({}, {})
     for start in range(0, len(samples), _BATCH):
         loaded = [one for one in pool.map(load, samples[start : start + _BATCH]) if one]
-        detections = detect([image for _, image, _ in loaded])
-        for (image_id, _, boxes), detected in zip(loaded, detections, strict=True):
-            found.truths[image_id] = boxes
-            found.detections[image_id] = detected
+        detections = detect([image for _, image in loaded])
+        for (sample, image), detected in zip(loaded, detections, strict=True):
+            # The store may have shrunk the image; how large an object is counts as it is labelled.
+            width, height = store.size(sample)
+            larger = np.array([width / image.shape[1], height / image.shape[0]] * 2, np.float32)
+            found.truths[sample.id] = sample.boxes.clipped(width, height)
+            found.detections[sample.id] = Detections(detected.xyxy * larger, detected.class_ids, detected.scores)
     return found
 
 

@@ -1,6 +1,5 @@
-"""A registered ONNX model, run by onnxruntime; and a test of it on the images of a job."""
+"""A test of a registered model on the images of a job."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -8,15 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import orjson
-from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from handlers.detection.boxes import Boxes, Detections, Image
+from handlers.detection.coco import xywh
 from handlers.detection.data import (
     ImageError,
     Sample,
@@ -28,120 +24,18 @@ from handlers.detection.data import (
     read_sample,
 )
 from handlers.detection.devices import reader_threads
-from handlers.detection.errors import DataError, OutOfMemory, StoppedEarly
-from handlers.detection.evaluate import evaluate, measurable, xywh
+from handlers.detection.errors import DataError, StoppedEarly
+from handlers.detection.evaluate import measurable, names_that_fit
 from handlers.detection.job import Event, Job, Note, Progress, Started, Tested, TestedModel
-from handlers.detection.plots import SHEET_SAMPLES, sample_sheet
+from handlers.detection.onnx_detector import OnnxDetector
+from handlers.detection.report import draw_samples, measure_and_draw
 from schemas.message import RequestMessage
-from schemas.result import MAX_CLASSES_LISTED, MAX_EXAMPLES, Metrics, SkippedImage
+from schemas.result import MAX_EXAMPLES, MAX_NAMES_BYTES, Metrics, SkippedImage
 
 #: Most images in one run of the network, whatever `batch_size` says: more is no faster, and takes memory.
 MAX_BATCH = 64
 #: Seconds between two reports of progress.
 _PROGRESS_INTERVAL = 0.5
-#: What a model must be like: name, type and rank of each.
-_INPUT = {"images": ("tensor(uint8)", 4)}
-_OUTPUTS = {"boxes": ("tensor(float)", 3), "scores": ("tensor(float)", 2), "class_ids": ("tensor(int64)", 2)}
-#: What onnxruntime raises for a file that is no model; its errors have no base of their own.
-_FILE_ERRORS = (
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-)
-#: What it raises for a file too, and for a device.
-_OTHER_ERRORS = (ort_errors.EPFail, ort_errors.Fail, ort_errors.RuntimeException, RuntimeError, ValueError)
-_ERROR_SEVERITY, _FATAL_SEVERITY = 3, 4
-
-
-class OnnxDetector:
-    """A model as `handlers.detection.export` writes it, on one device.
-
-    The graph takes `images`, uint8 [N, S, S, 3] RGB, and gives `boxes` float32 [N, D, 4] (corners, fractions of the
-    image), `scores` [N, D] descending, and `class_ids` int64 [N, D] from 1, where 0 fills up.
-    """
-
-    def __init__(self, onnx: Path, class_names: Sequence[str], input_size: int, device: str) -> None:
-        """`device` is a torch name, `cpu` or `cuda:0`.
-
-        Raises DataError for a file that is no such model, and RuntimeError where `device` is not what would run.
-        """
-        self.class_names = tuple(class_names)
-        self.input_size = input_size
-        self._session = _session(onnx, device)
-        #: What really runs.
-        self.device = device
-        self._check(onnx)
-
-    def _check(self, onnx: Path) -> None:
-        found_inputs = {value.name: (value.type, len(value.shape)) for value in self._session.get_inputs()}
-        found_outputs = {value.name: (value.type, len(value.shape)) for value in self._session.get_outputs()}
-        if found_inputs != _INPUT or found_outputs != _OUTPUTS:
-            raise DataError(
-                f"{onnx.name} takes {found_inputs} and gives {found_outputs}; expected {_INPUT} and {_OUTPUTS}",
-                "model_name",
-            )
-        side = self._session.get_inputs()[0].shape[1]
-        if isinstance(side, int) and side != self.input_size:
-            raise DataError(
-                f"{onnx.name} takes images of {side} pixels; registered are {self.input_size}", "model_name"
-            )
-
-    def detect(self, images: Sequence[Image]) -> list[Detections]:
-        """What is in `images` (uint8 [height, width, 3] RGB, of any size), in pixels of each. Raises OutOfMemory."""
-        if not images:
-            return []
-        stretched = np.stack([fit(image, self.input_size) for image in images])
-        return self.detect_stretched(stretched, [(image.shape[1], image.shape[0]) for image in images])
-
-    def detect_stretched(self, images: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """The same for `images` [N, S, S, 3] that are at input size already; `sizes` are their own (width, height)."""
-        try:
-            boxes, scores, class_ids = self._session.run(list(_OUTPUTS), {"images": images})
-        except (ort_errors.Fail, ort_errors.RuntimeException) as error:
-            if "Failed to allocate memory" in str(error) or "out of memory" in str(error):
-                raise OutOfMemory(f"{self.device} has too little memory for {len(images)} images at once") from None
-            raise
-        if class_ids.max(initial=0) > len(self.class_names):
-            raise DataError(
-                f"the model found class {class_ids.max()}; registered are {len(self.class_names)} classes", "model_name"
-            )
-        found = []
-        for row, (width, height) in enumerate(sizes):
-            # Everything that the graph gives is kept, so that a test measures what the training measured. The graph's
-            # own floor (a score of 0.01, as in SSD) keeps out what would only fill the disk.
-            kept = class_ids[row] > 0
-            corners = boxes[row][kept] * np.array([width, height, width, height], np.float32)
-            found.append(Detections(corners, class_ids[row][kept], scores[row][kept]))
-        return found
-
-
-def _session(onnx: Path, device: str) -> Any:
-    # Its warnings speak to whoever builds onnxruntime. On the way to CUDA even its errors are repeated below.
-    onnxruntime.set_default_logger_severity(_FATAL_SEVERITY)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERROR_SEVERITY
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    providers: list[Any] = ["CPUExecutionProvider"]
-    kind, _, index = device.partition(":")
-    if kind == "cuda":
-        # torch's wheels bring CUDA and cuDNN; without this onnxruntime would look for the system's.
-        onnxruntime.preload_dlls()
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(index)}))
-    try:
-        # Its fall-back would go on on the CPU, now or in the middle of a run.
-        session = onnxruntime.InferenceSession(onnx, options, providers=providers, enable_fallback=False)
-    except _FILE_ERRORS as error:
-        raise DataError(f"{onnx.name} is not a model that can be loaded: {error}", "model_name") from None
-    except _OTHER_ERRORS as error:
-        if kind == "cuda":
-            raise RuntimeError(f"onnxruntime cannot use {device}: {error}") from None
-        raise DataError(f"{onnx.name} is not a model that can be loaded: {error}", "model_name") from None
-    if kind == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        # Where the provider's library does not load, there is no error at all.
-        raise RuntimeError(f"onnxruntime cannot use {device}; it has {', '.join(session.get_providers())}")
-    return session
 
 
 def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], bool]) -> Tested:
@@ -164,10 +58,9 @@ def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], boo
         example = f", e.g. image {skipped[0].img_id}: {skipped[0].reason}" if skipped else ""
         raise DataError(f"none of {len(message.image_info)} images can be used{example}", "img_mongodb_ids")
     truths = _match_classes(message, job.model, run)
-    metrics = _measure(message, job.model, run, truths, emit)
-    sheet = job.out / "samples.png"
     used = [sample for sample in samples if sample.id in run.detections]
-    sample_sheet(_examples(used, truths, run.detections), job.model.class_names, sheet)
+    metrics, reports = _measure(message, job.model, used, run, truths, job.out, emit)
+    reports |= draw_samples(used, truths, run.detections, job.model.class_names, job.out)
     return Tested(
         detections=job.out / "detections.jsonl",
         detection_count=sum(map(len, run.detections.values())),
@@ -175,7 +68,7 @@ def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], boo
         device=detector.device,
         metrics=metrics,
         images=images_used(len(used), skipped),
-        reports={sheet.name: sheet},
+        reports=reports,
     )
 
 
@@ -307,40 +200,35 @@ def _match_classes(message: RequestMessage, model: TestedModel, run: _Run) -> di
     truths = {}
     for image_id, labels in run.labels.items():
         class_ids = renumbered[labels.class_ids]
-        truths[image_id] = Boxes(labels.xyxy, class_ids, labels.crowd).select(class_ids > 0)
+        truths[image_id] = Boxes(labels.xyxy, class_ids, labels.crowd, labels.difficult).select(class_ids > 0)
     return truths
 
 
 def _measure(
     message: RequestMessage,
     model: TestedModel,
+    used: Sequence[Sample],
     run: _Run,
     truths: dict[int, Boxes],
+    out: Path,
     emit: Callable[[Event], None],
-) -> Metrics | None:
-    """None where nothing is labelled that the model knows; a Note says so if other things are."""
+) -> tuple[Metrics | None, dict[str, Path]]:
+    """The numbers and their pictures; none where nothing is labelled that the model knows: a Note says so if other
+    things are.
+    """
     if not measurable(truths.values()):
         if any(map(len, run.labels.values())):
             labelled = ", ".join(row.name for row in message.class_info[:MAX_EXAMPLES])
             known = ", ".join(model.class_names[:MAX_EXAMPLES])
             emit(Note(message=f"not measured: labelled are {labelled}; the model knows {known}"))
-        return None
-    metrics = evaluate(list(truths), truths, run.detections, model.class_names, message.dataset_info.split or "test")
+        return None, {}
+    on = message.dataset_info.split or "test"
+    metrics, pictures = measure_and_draw(used, truths, run.detections, model.class_names, on, out)
     in_data = {row.name for row in message.class_info}
     unknown = [row.name for row in message.class_info if row.name not in model.class_names]
     absent = [name for name in model.class_names if name not in in_data]
-    return metrics.model_copy(
-        update={
-            "classes_not_in_model": tuple(unknown[:MAX_CLASSES_LISTED]),
-            "classes_not_in_data": tuple(absent[:MAX_CLASSES_LISTED]),
-        }
-    )
-
-
-def _examples(
-    used: Sequence[Sample], truths: dict[int, Boxes], detections: dict[int, Detections]
-) -> list[tuple[Image, Boxes, Detections]]:
-    """Images evenly spread over those used; read again, since keeping them would have kept them all."""
-    count = min(SHEET_SAMPLES, len(used))
-    chosen = [used[index * len(used) // count] for index in range(count)]
-    return [(read_sample(sample)[0], truths[sample.id], detections[sample.id]) for sample in chosen]
+    named = {
+        "classes_not_in_model": names_that_fit(unknown, MAX_NAMES_BYTES),
+        "classes_not_in_data": names_that_fit(absent, MAX_NAMES_BYTES),
+    }
+    return metrics.model_copy(update=named), pictures

@@ -3,39 +3,33 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from handlers.detection.batches import Batches, BatchPlan, ImageStore
-from handlers.detection.boxes import Boxes, Detections, Image
 from handlers.detection.data import (
     Sample,
     fit,
-    image_paths,
-    images_used,
-    load_samples,
-    read_message,
-    separate_validation,
 )
 from handlers.detection.devices import IMAGE_STORE_BYTES, check_memory, open_device, reader_threads
-from handlers.detection.errors import DataError, StoppedEarly
-from handlers.detection.evaluate import measurable
+from handlers.detection.errors import StoppedEarly
+from handlers.detection.evaluate import average_precision, measurable
 from handlers.detection.export import check_export, export
-from handlers.detection.job import Event, Job, Measured, Note, Snapshot, Started, Trained
+from handlers.detection.job import Event, Job, Note, Snapshot, Started, Trained
 from handlers.detection.loop import MIN_IMAGES_FOR_STATISTICS, Learner, iterate
-from handlers.detection.measure import Found, find, torch_detect
+from handlers.detection.measure import find, torch_detect
 from handlers.detection.models import INPUT_SIZES, NETWORKS, MobileNetSSD, calibrate_batch_norm
-from handlers.detection.plots import SHEET_SAMPLES, sample_sheet, training_curve
-from handlers.detection.predict import OnnxDetector
+from handlers.detection.onnx_detector import OnnxDetector
+from handlers.detection.pictures.training import training_curve
 from handlers.detection.ranks import Ranks
+from handlers.detection.report import draw_samples, measure_and_draw
 from handlers.detection.reporter import Reporter
 from handlers.detection.snapshot import Best, Identity, TrainingState, read_snapshot, write_snapshot
-from schemas.message import RequestMessage
+from handlers.detection.training_data import TrainingData, load_data
 from schemas.params import ParamClass, check_params
-from schemas.result import ImagesUsed, SkippedImage
+from schemas.result import SkippedImage
 
 #: At a snapshot, the validation images are measured if at least this many times their number was trained on since the
 #: last time, and always at the end. Measuring an image costs about a third of training on it, so that it takes about a
@@ -128,12 +122,16 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         onnx = job.out / "model.onnx"
         export(learner.average, data.class_names, onnx)
         # Those with labels first: without any there is nothing to measure.
-        measured = data.val or sorted(data.train, key=lambda sample: not len(sample.boxes))[:_MAX_MEASURED_TRAIN_IMAGES]
+        labelled_first = sorted(data.train, key=lambda sample: not measurable([sample.boxes]))
+        measured = data.val or labelled_first[:_MAX_MEASURED_TRAIN_IMAGES]
         on = "val" if data.val else "train"
         check_export(learner.average, onnx, _stack(measured, store, input_size, _CHECKED_IMAGES).numpy())
         detector = _detector(onnx, data.class_names, input_size, job.devices[0], emit)
         found = find(measured, store, pool, detector.detect)
-        reports = _draw(job.out, found, measured, store, data.class_names, reporter.measurements)
+        curve = job.out / "training.png"
+        training_curve(reporter.measurements, curve)
+        metrics, pictures = measure_and_draw(measured, found.truths, found.detections, data.class_names, on, job.out)
+        pictures |= draw_samples(measured, found.truths, found.detections, data.class_names, job.out)
         return Trained(
             onnx=onnx,
             sha256=_sha256(onnx),
@@ -145,59 +143,10 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             initial_weights=state.initial_weights,
             data_fingerprint=identity.data_fingerprint,
             device=", ".join(job.devices),
-            metrics=found.metrics(data.class_names, on),
+            metrics=metrics,
             images=data.used(),
-            reports=reports,
+            reports={curve.name: curve, **pictures},
         )
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The images of the splits train and val that can be read, and how many cannot."""
-
-    message: RequestMessage
-    class_names: tuple[str, ...]
-    train: list[Sample]
-    #: Empty where there are too few images, or none of them has a label to measure by.
-    val: list[Sample]
-    skipped: list[SkippedImage]
-
-    def used(self) -> ImagesUsed:
-        """For the result."""
-        lost = {image.img_id for image in self.skipped}
-        return images_used(sum(sample.mongodb_id not in lost for sample in self.train + self.val), self.skipped)
-
-
-def load_data(job: Job, store: ImageStore, pool: ThreadPoolExecutor, ranks: Ranks) -> TrainingData:
-    """Read the message, and every image that it wants trained or validated on; each rank reads its part.
-
-    Raises DataError if not one image with a labelled object is left to train on.
-    """
-    message = read_message(job.message)
-    samples, skipped = load_samples(message, image_paths(job.images), ("train", "val"))
-    if message.image_info and all(image.split == "test" for image in message.image_info):
-        raise DataError(
-            f"all {len(message.image_info)} images belong to the split test, which is never trained on; "
-            "expected images of the split train",
-            "split",
-        )
-    # Before the unreadable are left out: what is chosen for validation must not hang on them.
-    train, val = separate_validation(samples, job.seed)
-    _, unreadable = store.usable(samples[ranks.rank :: ranks.size], pool)
-    skipped += [image for part in ranks.gather(unreadable) for image in part]
-    bad = {image.img_id for image in skipped}
-    train = [sample for sample in train if sample.mongodb_id not in bad]
-    val = [sample for sample in val if sample.mongodb_id not in bad]
-    if not measurable([sample.boxes for sample in train]):
-        example = f", e.g. {skipped[0].img_id}: {skipped[0].reason}" if skipped else ""
-        raise DataError(
-            f"no training image with a labelled box is left: {len(train)} images can be read, "
-            f"{len(skipped)} cannot{example}",
-            "img_mongodb_ids",
-        )
-    if not measurable([sample.boxes for sample in val]):
-        train, val = train + val, []
-    return TrainingData(message, tuple(known.name for known in message.class_info), train, val, skipped)
 
 
 def _silent(event: Event) -> None:
@@ -244,12 +193,12 @@ def _validate(
         return
     truths = {image_id: boxes for one in parts for image_id, boxes in one.truths.items()}
     detections = {image_id: found for one in parts for image_id, found in one.detections.items()}
-    metrics = Found(truths, detections).metrics(data.class_names, "val")
-    reporter.measured(state.iteration, {"map": metrics.map, "map_50": metrics.map_50, "map_75": metrics.map_75})
+    metrics = average_precision(list(truths), truths, detections, len(data.class_names))
+    reporter.measured(state.iteration, metrics)
     # Of equals the later: it has seen more.
-    if state.best is None or metrics.map >= state.best.map:
+    if state.best is None or metrics["map"] >= state.best.map:
         weights = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
-        state.best = Best(state.iteration, metrics.map, weights)
+        state.best = Best(state.iteration, metrics["map"], weights)
 
 
 def _announce_snapshot(out: Path, identity: Identity, state: TrainingState, emit: Emit) -> None:
@@ -271,27 +220,6 @@ def _detector(onnx: Path, class_names: Sequence[str], input_size: int, device: s
         # The training is done and good; only its measurement takes longer.
         emit(Note(message=f"the exported model is measured on the CPU: {error}"))
         return OnnxDetector(onnx, class_names, input_size, "cpu")
-
-
-def _draw(
-    out: Path,
-    found: Found,
-    samples: Sequence[Sample],
-    store: ImageStore,
-    class_names: Sequence[str],
-    measurements: Sequence[Measured],
-) -> dict[str, Path]:
-    """The pictures of the report: the curves, and images evenly spread over those measured."""
-    curve, sheet = out / "training.png", out / "samples.png"
-    training_curve(measurements, curve)
-    shown = [sample for sample in samples if sample.id in found.truths]
-    count = min(SHEET_SAMPLES, len(shown))
-    chosen = [shown[index * len(shown) // count] for index in range(count)]
-    pictures: list[tuple[Image, Boxes, Detections]] = [
-        (store.get(sample)[0], found.truths[sample.id], found.detections[sample.id]) for sample in chosen
-    ]
-    sample_sheet(pictures, class_names, sheet)
-    return {curve.name: curve, sheet.name: sheet}
 
 
 def _sha256(path: Path) -> str:

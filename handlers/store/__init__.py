@@ -1,10 +1,10 @@
 """Every MongoDB call, one file a collection. The only package that imports pymongo."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from handlers.store.database import Database, connect
+from handlers.store.database import Database, StoreError, connect
 from handlers.store.files import Files
 from handlers.store.models import Models
 from handlers.store.records import Records
@@ -43,7 +43,16 @@ def open_store(database: Database, *, lease_seconds: float = LEASE_SECONDS) -> S
 
 
 @asynccontextmanager
-async def connect_store(uri: str, name: str, *, lease_seconds: float = LEASE_SECONDS) -> AsyncIterator[Store]:
-    """The store over the database `name` at `uri`, closed at the end. Raises StartupError for a URI that is none."""
-    async with connect(uri, name) as database:
+async def connect_store(
+    uri: str,
+    name: str,
+    *,
+    lease_seconds: float = LEASE_SECONDS,
+    failed: Callable[[StoreError], None] = lambda error: None,
+) -> AsyncIterator[Store]:
+    """The store over the database `name` at `uri`, closed at the end. Raises StartupError for a URI that is none.
+
+    `failed` is told of every operation that raises, whatever becomes of it.
+    """
+    async with connect(uri, name, failed=failed) as database:
         yield open_store(database, lease_seconds=lease_seconds)

@@ -150,10 +150,18 @@ def secrets_of(uri: str) -> tuple[str, ...]:
 class Database:
     """One MongoDB database, its collections and GridFS buckets."""
 
-    def __init__(self, client: AsyncMongoClient[Document], name: str, uri: str = "") -> None:
+    def __init__(
+        self,
+        client: AsyncMongoClient[Document],
+        name: str,
+        uri: str = "",
+        *,
+        failed: Callable[[StoreError], None] = lambda error: None,
+    ) -> None:
         self._client = client
         #: Only to find out why the server cannot be used.
         self._uri = uri
+        self._failed = failed
         self.db = client.get_database(name, codec_options=CODEC, write_concern=WriteConcern(w="majority", j=True))
 
     def collection(self, name: str) -> AsyncCollection[Document]:
@@ -176,7 +184,12 @@ class Database:
                 result = await operation(*args, **kwargs)
         except BSONError as error:
             # The server checks little of what it is given: a binary may lie about its length.
-            raise Unreadable(f"a document is no valid BSON: {error}") from None
+            unreadable = Unreadable(f"a document is no valid BSON: {error}")
+            self._failed(unreadable)
+            raise unreadable from None
+        except PyMongoError as error:
+            self._failed(error)
+            raise
         return result
 
     async def batches(
@@ -352,8 +365,13 @@ def brief(error: BaseException) -> str:
 
 
 @asynccontextmanager
-async def connect(uri: str, name: str) -> AsyncIterator[Database]:
-    """The database `name` at `uri`. Connects when first used. Raises StartupError for a URI that is none."""
+async def connect(
+    uri: str, name: str, *, failed: Callable[[StoreError], None] = lambda error: None
+) -> AsyncIterator[Database]:
+    """The database `name` at `uri`. Connects when first used. Raises StartupError for a URI that is none.
+
+    `failed` is told of every operation that raises, whatever becomes of it.
+    """
     try:
         client: AsyncMongoClient[Document] = AsyncMongoClient(
             uri, timeoutMS=OPERATION_TIMEOUT_MS, connectTimeoutMS=5000, heartbeatFrequencyMS=2000, appname="dltask"
@@ -373,7 +391,7 @@ async def connect(uri: str, name: str) -> AsyncIterator[Database]:
             "NAME, with special characters of the password percent-encoded"
         ) from None
     try:
-        yield Database(client, name, uri)
+        yield Database(client, name, uri, failed=failed)
     finally:
         with anyio.CancelScope(shield=True):
             await client.close()

@@ -75,11 +75,20 @@ def test_blood_cells(
         "Platelets": 69,
     }
     assert db.DL_TEST_RESULT.count_documents({"task_id": 2, "attempt": test["attempt"]}) == 72
+    assert metrics["confusion"]["labels"] == [*train["result"]["class_names"], "background"]
+    objects = [sum(row) for row in metrics["confusion"]["counts"]][:-1]
+    assert objects == [row["instances"] for row in metrics["per_class"]]
+    stored = db.DL_MODEL.find_one({"model_name": "cells"})
+    assert stored is not None
+    assert all(0 < row["threshold"] < 1 and row["f1"] > 0.6 for row in stored["metrics"]["per_class"])
+    assert train["result"]["metrics"] == stored["metrics"]
 
     for task_id in ("1", "2"):
-        dltask("report", task_id, str(tmp_path / "report"))
-    pictures = [cv2.imread(str(path)) for path in (tmp_path / "report").glob("*.png")]
-    assert len(pictures) >= 2
+        dltask("report", task_id, str(tmp_path / task_id))
+    drawn = {task_id: {path.name for path in (tmp_path / task_id).glob("*.png")} for task_id in ("1", "2")}
+    assert drawn["2"] == {"samples.png", "confusion.png", "precision_recall.png", "worst.png"}
+    assert drawn["1"] == drawn["2"] | {"training.png"}
+    pictures = [cv2.imread(str(path)) for task_id in ("1", "2") for path in (tmp_path / task_id).glob("*.png")]
     # A picture with something on it: a blank sheet has no spread of values.
     assert all(picture is not None and min(picture.shape[:2]) > 300 and np.std(picture) > 5 for picture in pictures)
 

@@ -18,6 +18,7 @@ from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.task import MAX_DOCUMENT_BYTES, SERVICE_FIELDS, Task
 from service.logs import Story
+from service.metrics import Metrics
 from service.sweeper import Sweeper
 from tests.fuzz.raw_bson import Pairs, db_pointer, old_binary, raw_document, symbol, text
 from tests.helpers import train_request
@@ -33,7 +34,9 @@ async def late_store(mongo_uri: str, database_name: str) -> AsyncIterator[Store]
 
 
 def sweeper_of(store: Store) -> Sweeper:
-    return Sweeper(store, owner="w", every_seconds=60, wake=lambda: None, describe=dict, story=Story())
+    return Sweeper(
+        store, owner="w", every_seconds=60, wake=lambda: None, describe=dict, story=Story(), metrics=Metrics()
+    )
 
 
 async def answer(store: Store, db: Db, document: dict[str, Any]) -> dict[str, Any]:

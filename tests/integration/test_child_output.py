@@ -56,8 +56,14 @@ EVENTS: list[dict[str, Any]] = [
         "metrics": METRICS
         | {
             "per_class": [
-                {"class_id": 1, "class_name": "a", "map": 0.5, "map_50": 0.5, "instances": 1, "detections": 1}
-            ]
+                PER_CLASS
+                | {"precision": 1.0, "recall": 0.5, "f1": 0.75, "threshold": 0.5, "precision_at_recall": [1.0] * 21}
+            ],
+            "threshold": 0.5,
+            "f1": 0.75,
+            "confusion": {"iou": 0.5, "threshold": 0.5, "labels": ["a", "background"], "counts": [[1, 0], [0, 0]]},
+            "size": {"small": None, "medium": 0.5, "large": 0.5},
+            "worst": [{"img_id": "x", "missed": 1, "false": 0}],
         },
         "images": {"used": 1, "skipped": 1, "skipped_examples": [{"img_id": "x", "reason": "y"}]},
         "reports": {"a.png": "{out}/file"},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anyio
 
+from service.metrics import Metrics
 from service.runner import Children
 from tests.chaos.processes import children_of
 
@@ -22,7 +23,7 @@ def waiting() -> int:
 async def test_attempts_that_begin_at_once_leave_one_warm_child() -> None:
     """Each of them warms up the next one; only one is, and after the close there is none."""
     async with anyio.create_task_group() as group:
-        children = Children(WAITS, dict(os.environ), group)
+        children = Children(WAITS, dict(os.environ), group, metrics=Metrics())
         async with anyio.create_task_group() as attempts:
             for _ in range(4):
                 attempts.start_soon(children.warm_up)
@@ -34,7 +35,7 @@ async def test_attempts_that_begin_at_once_leave_one_warm_child() -> None:
 async def test_a_warm_child_that_has_died_is_replaced() -> None:
     """Nobody gets a dead child."""
     async with anyio.create_task_group() as group:
-        children = Children(WAITS, dict(os.environ), group)
+        children = Children(WAITS, dict(os.environ), group, metrics=Metrics())
         await children.warm_up()
         assert children._warm is not None
         first = children._warm

@@ -17,6 +17,7 @@ from schemas.task import Task
 from service.attempt import Ending
 from service.devices import Devices
 from service.dispatcher import Dispatcher
+from service.metrics import Metrics
 
 Db = Database[dict[str, Any]]
 
@@ -51,6 +52,7 @@ class Bench:
             owner="w",
             poll_seconds=0.02,
             make_attempt=self._make,  # type: ignore[arg-type]
+            metrics=Metrics(),
             patience_seconds=patience_seconds,
         )
 

@@ -25,6 +25,7 @@ from handlers.store.database import connect
 from handlers.store.privileges import WORKER
 from tests.helpers import STANDIN, Service, ended, running, train_request, wait_for
 from tests.integration.secured import Secured, make_authority, secured_mongo
+from tests.scrape import address, scrape
 
 Db = Database[dict[str, Any]]
 #: Starts a service as the user `worker`, with more settings and variables of the environment.
@@ -267,8 +268,10 @@ def test_the_service_under_the_least_privileges(
     db.command("profile", 2)
     refused = refusals(secured)
     assert not has_change_stream(db)
-    first = serve()
+    first = serve(DLTASK_HTTP_PORT="0")
     wait_for(lambda: has_change_stream(db))
+    # The look at the queue that the metrics rest on.
+    wait_for(lambda: scrape(address(first))("database_up"))
     db.DL_TASK.insert_one(train_request(1, model_name="pictures", iterations=201))
     db.DL_TASK.insert_one(train_request(2, iterations=-1))
     db.DL_TASK.insert_one(train_request(3))

@@ -81,7 +81,7 @@ async def test_lost_history_ends_the_stream_with_its_code(
 
     async with (
         connect_store(forgetful_uri, database_name) as store,
-        aclosing(hints(store.database, opened)) as stream,
+        aclosing(hints(store.database, opened, lambda second: None)) as stream,
     ):
         with anyio.fail_after(20):
             async with anyio.create_task_group() as group:

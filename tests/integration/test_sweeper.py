@@ -12,9 +12,11 @@ from structlog.testing import capture_logs
 
 import service.sweeper
 from handlers.store import Store
+from handlers.store.stream import Hint
 from schemas.task import Task
 from service.attempt import QUIET_RENEW_SECONDS
 from service.logs import Story
+from service.metrics import Metrics
 from service.sweeper import Sweeper
 from tests.helpers import train_request
 
@@ -46,7 +48,13 @@ def story() -> Story:
 @pytest.fixture
 def sweeper(store: Store, story: Story) -> Sweeper:
     return Sweeper(
-        store, owner="w", every_seconds=0.01, wake=lambda: None, describe=lambda: {"host": "here"}, story=story
+        store,
+        owner="w",
+        every_seconds=0.01,
+        wake=lambda: None,
+        describe=lambda: {"host": "here"},
+        story=story,
+        metrics=Metrics(),
     )
 
 
@@ -170,14 +178,14 @@ async def test_a_copy_whose_admission_failed_is_admitted_by_the_next_sweep(
 ) -> None:
     """The hint came while the database was away; the copy has a state, and is found all the same."""
     key = db.DL_TASK.insert_one({**train_request(1), "status": "SUCCEEDED"}).inserted_id
-    send, receive = anyio.create_memory_object_stream[Any](1)
+    send, receive = anyio.create_memory_object_stream[Hint](1)
 
     async def away(key: Any) -> Any:
         raise AutoReconnect("away")
 
     with monkeypatch.context() as patch, send, receive:
         patch.setattr(store.tasks, "unadmitted", away)
-        await send.send(key)
+        await send.send(Hint(key, new=True, cancel=False))
         send.close()
         await sweeper.admit_from(receive)
         with pytest.raises(AutoReconnect):

@@ -1,6 +1,6 @@
 """The watcher on a real change stream: what it hints at, and that it goes on after whatever ends the stream."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import service.watcher
 from handlers.store import Store, connect_store
 from handlers.store.database import Database as StoreDatabase
 from handlers.store.stream import Hint, hints
+from service.metrics import Metrics
 from service.watcher import Watcher
 
 Db = Database[dict[str, Any]]
@@ -24,12 +25,18 @@ class Watched:
 
     def __init__(self, store: Store, capacity: float = 1000) -> None:
         self.told, self.heard = anyio.create_memory_object_stream[tuple[str, Any]](1000)
-        self.new, self.keys = anyio.create_memory_object_stream[Any](capacity)
-        self.watcher = Watcher(store, new=self.new, sweep_all=self._sweep, cancel=self._cancel, wake=self._wake)
-
+        self.new, self.keys = anyio.create_memory_object_stream[Hint](capacity)
+        self.metrics = Metrics()
+        self.watcher = self.made(store, self._sweep)
         #: The keys that the last sweep could see.
         self.swept: list[Any] = []
         self._store = store
+
+    def made(self, store: Store, sweep_all: Callable[[], Awaitable[None]]) -> Watcher:
+        """A watcher that tells here."""
+        return Watcher(
+            store, new=self.new, sweep_all=sweep_all, cancel=self._cancel, wake=self._wake, metrics=self.metrics
+        )
 
     async def _sweep(self) -> None:
         self.swept = await self._store.tasks.new_keys(100)
@@ -43,8 +50,8 @@ class Watched:
 
     async def pass_keys(self) -> None:
         """Put the keys of new documents among the other things told."""
-        async for key in self.keys:
-            self.told.send_nowait(("new", key))
+        async for hint in self.keys:
+            self.told.send_nowait(("new", hint.key))
 
     async def hears(self, what: str, key: Any = None) -> None:
         """Wait for the next thing that is told, which is this one."""
@@ -204,7 +211,9 @@ async def test_after_an_error_it_opens_afresh_and_sweeps(
     """Whatever the stream dies of, on opening or later: no token is tried again, and a sweep finds what it missed."""
     lives = [0]
 
-    async def dying(database: StoreDatabase, opened: anyio.Event) -> AsyncGenerator[Hint, None]:
+    async def dying(
+        database: StoreDatabase, opened: anyio.Event, reached: Callable[[int], None]
+    ) -> AsyncGenerator[Hint, None]:
         lives[0] += 1
         if lives[0] == 1:
             raise error
@@ -212,7 +221,7 @@ async def test_after_an_error_it_opens_afresh_and_sweeps(
             opened.set()
             yield Hint("before", True, False)
             raise error
-        async for hint in hints(database, opened):
+        async for hint in hints(database, opened, reached):
             yield hint
 
     monkeypatch.setattr(service.watcher, "hints", dying)
@@ -242,7 +251,7 @@ async def test_a_failing_sweep_or_cancel_is_tried_again(store: Store, db: Db) ->
             raise failures.pop()
         watched.told.send_nowait(("sweep", None))
 
-    watched.watcher = Watcher(store, new=watched.new, sweep_all=sweep, cancel=watched._cancel, wake=watched._wake)
+    watched.watcher = watched.made(store, sweep)
     with watched.told, watched.heard, watched.new, watched.keys:
         async with anyio.create_task_group() as group:
             group.start_soon(watched.watcher.run)
@@ -261,7 +270,7 @@ async def test_a_storm_loses_no_hint(store: Store, db: Db) -> None:
             keys = db.DL_TASK.insert_many([{"status": "SUCCEEDED"} for _ in range(50)]).inserted_ids
             last = db.DL_TASK.insert_one({"status": "SUCCEEDED"}).inserted_id
             with anyio.fail_after(20):
-                received = [await watched.keys.receive() for _ in range(51)]
+                received = [(await watched.keys.receive()).key for _ in range(51)]
             assert received == [*keys, last]
             group.cancel_scope.cancel()
 

@@ -94,7 +94,10 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
     assert {row.class_name for row in trained.metrics.per_class} == set(CLASSES)
     assert (trained.iterations, trained.best_iteration, trained.resumed_from_iteration) == (3, 3, None)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in trained.reports.values())
-    assert set(trained.reports) == {"training.png", "samples.png"}
+    drawn = {"samples.png", "confusion.png", "precision_recall.png", "worst.png"}
+    assert set(trained.reports) == {"training.png"} | drawn
+    assert trained.metrics.confusion is not None
+    assert trained.metrics.confusion.labels == (*CLASSES, "background")
 
     assert [event.message for event in events if isinstance(event, Note)] == [
         "batch_size is 3 instead of 4, to fit into the device's memory"
@@ -120,6 +123,7 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
     assert isinstance(tested, Outcome)
     assert (tested.images.used, tested.images.skipped) == (trained.images.used, trained.images.skipped)
     assert len(tested.detections.read_text().splitlines()) == tested.images.used
+    assert set(tested.reports) == drawn
     # The most that any child of this process has held, in kB.
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4_000_000
 

@@ -24,6 +24,16 @@ def test_samples_have_clipped_boxes_and_known_splits(tmp_path: Path) -> None:
     assert [(image.img_id, image.reason) for image in skipped] == [(f"{2:024x}", "the image is not there")]
 
 
+def test_crowds_and_difficult_objects_are_known(tmp_path: Path) -> None:
+    """Also after a box before them was dropped."""
+    content = message(["train"], [[(1, [500.0, 0.0, 9.0, 9.0]), *[(1, [0.0, 0.0, 9.0, 9.0])] * 3]])
+    content["instance_info"][2]["iscrowd"] = content["instance_info"][3]["difficult"] = 1
+    (sample,), _ = load_samples(RequestMessage.model_validate(content), {1: tmp_path}, ("train",))
+    assert sample.boxes.crowd.tolist() == [False, True, False]
+    assert sample.boxes.difficult.tolist() == [False, False, True]
+    assert sample.boxes.counted.tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -2,34 +2,30 @@
 
 import contextlib
 import io
+import json
 import logging
 from collections.abc import Sequence
 
-import numpy as np
+import bson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import NOTHING, detections, random_data
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from handlers.detection import coco
 from handlers.detection.boxes import Boxes, Detections, make_boxes
+from handlers.detection.coco import xywh
 from handlers.detection.errors import DataError
-from handlers.detection.evaluate import evaluate, xywh
-from schemas.result import MAX_CLASSES_LISTED, Metrics
+from handlers.detection.evaluate import average_precision, evaluate
+from schemas.result import MAX_CLASSES_LISTED, MAX_CLASSES_WITH_CURVE, Metrics
 
 NAMES = ("scratch", "pit", "stain")
-NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
-def detections(rows: Sequence[tuple[tuple[float, float, float, float], int, float]]) -> Detections:
-    """From `((x, y, width, height), class id, score)`."""
-    rows = sorted(rows, key=lambda row: -row[2])
-    boxes = make_boxes([(box, class_id, False) for box, class_id, _ in rows])
-    return Detections(boxes.xyxy, boxes.class_ids, np.array([row[2] for row in rows], np.float32))
-
-
-def peer(truths: dict[int, Boxes], found: dict[int, Detections], classes: int) -> tuple[list[float], list[list[float]]]:
-    """(mAP, mAP@.5, mAP@.75; mAP and mAP@.5 of each class) by pycocotools; -1 is none."""
+def peer_evaluation(truths: dict[int, Boxes], found: dict[int, Detections], classes: int) -> COCOeval:
+    """The evaluation by pycocotools, as it is summed up there."""
     with contextlib.redirect_stdout(io.StringIO()):
         true = COCO()
         true.dataset = {"images": [{"id": i} for i in truths], "categories": [{"id": c + 1} for c in range(classes)]}
@@ -53,18 +49,30 @@ def peer(truths: dict[int, Boxes], found: dict[int, Detections], classes: int) -
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+    return evaluation
+
+
+def peer(truths: dict[int, Boxes], found: dict[int, Detections], classes: int) -> tuple[list[float], list[list[float]]]:
+    """(mAP, mAP@.5, mAP@.75, mAP of small, medium and large; mAP and mAP@.5 of each class); -1 is none."""
+    evaluation = peer_evaluation(truths, found, classes)
     # [threshold, recall, class, area, detections at most]
     precision = evaluation.eval["precision"][:, :, :, 0, 2]
     per_class = []
     for index in range(classes):
         of_class = precision[:, :, index]
         per_class.append([float(of_class.mean()), float(of_class[0].mean())])
-    return [float(value) for value in evaluation.stats[:3]], per_class
+    return [float(value) for value in evaluation.stats[:6]], per_class
+
+
+def peer_curves(truths: dict[int, Boxes], found: dict[int, Detections]) -> list[list[float]]:
+    """Precision at IoU 0.5 at recall 0, 0.01, … 1, of each class."""
+    curves: list[list[float]] = peer_evaluation(truths, found, 3).eval["precision"][0, :, :, 0, 2].T.tolist()
+    return curves
 
 
 def assert_equal(metrics: Metrics, truths: dict[int, Boxes], found: dict[int, Detections]) -> None:
     overall, per_class = peer(truths, found, len(metrics.per_class))
-    assert [metrics.map, metrics.map_50, metrics.map_75] == pytest.approx(overall, abs=1e-6)
+    assert [metrics.map, metrics.map_50, metrics.map_75] == pytest.approx(overall[:3], abs=1e-6)
     for row, (ap, ap_50) in zip(metrics.per_class, per_class, strict=True):
         if ap == -1:
             assert row.map is None
@@ -75,35 +83,13 @@ def assert_equal(metrics: Metrics, truths: dict[int, Boxes], found: dict[int, De
 
 
 def measured(truths: dict[int, Boxes], found: dict[int, Detections], names: Sequence[str] = NAMES) -> Metrics:
-    return evaluate(list(truths), truths, found, names, "test")
-
-
-def random_data(seed: int, images: int, most: int) -> tuple[dict[int, Boxes], dict[int, Detections]]:
-    """Objects, some of them crowds; detections near most of them, with other classes now and then, and false ones."""
-    rng = np.random.default_rng(seed)
-    truths, found = {}, {}
-    for image_id in rng.permutation(images * 3)[:images].tolist():
-        rows = [
-            ((*rng.uniform(0, 200, 2), *rng.uniform(5, 120, 2)), int(rng.integers(1, 4)), bool(rng.random() < 0.1))
-            for _ in range(rng.integers(0, most + 1))
-        ]
-        truths[image_id] = make_boxes(rows)
-        near = [
-            (
-                tuple(np.abs(np.array(box) + rng.normal(0, 5, 4)) + 0.1),
-                class_id if rng.random() < 0.85 else int(rng.integers(1, 4)),
-                # Two decimals, so that equal scores happen.
-                round(float(rng.random()), 2),
-            )
-            for box, class_id, _ in rows * 2
-            if rng.random() < 0.7
-        ]
-        false = [
-            ((*rng.uniform(0, 200, 2), *rng.uniform(5, 120, 2)), int(rng.integers(1, 4)), round(float(rng.random()), 2))
-            for _ in range(rng.integers(0, most + 1))
-        ]
-        found[image_id] = detections(near + false)
-    return truths, found
+    metrics = evaluate(list(truths), truths, found, names, "test", {i: f"{i:024x}" for i in truths}).metrics
+    assert average_precision(list(truths), truths, found, len(names)) == {
+        "map": metrics.map,
+        "map_50": metrics.map_50,
+        "map_75": metrics.map_75,
+    }
+    return metrics
 
 
 @settings(max_examples=40, deadline=None)
@@ -174,16 +160,24 @@ def test_images_without_labels_cost_precision() -> None:
 def test_only_the_named_images_count() -> None:
     truths = {1: make_boxes([((0, 0, 10, 10), 1, False)]), 2: make_boxes([((0, 0, 10, 10), 1, False)])}
     found = {1: detections([((0, 0, 10, 10), 1, 0.5)])}
-    metrics = evaluate([1], truths, found, NAMES, "val")
+    metrics = evaluate([1], truths, found, NAMES, "val", {1: "a"}).metrics
     assert metrics.map == pytest.approx(1)
     assert metrics.per_class[0].instances == 1
     assert metrics.on == "val"
 
 
-@pytest.mark.parametrize("truths", [{}, {1: make_boxes([])}, {1: make_boxes([((0, 0, 9, 9), 1, True)])}])
+@pytest.mark.parametrize(
+    "truths",
+    [
+        {},
+        {1: make_boxes([])},
+        {1: make_boxes([((0, 0, 9, 9), 1, True)])},
+        {1: make_boxes([((0, 0, 9, 9), 1, False)], difficult=[True])},
+    ],
+)
 def test_without_any_labelled_object_there_is_nothing_to_measure(truths: dict[int, Boxes]) -> None:
     with pytest.raises(DataError, match="no image has a labelled object"):
-        evaluate([1], truths, {1: detections([((0, 0, 9, 9), 1, 0.5)])}, NAMES, "test")
+        evaluate([1], truths, {1: detections([((0, 0, 9, 9), 1, 0.5)])}, NAMES, "test", {1: "a"})
 
 
 def test_of_too_many_classes_those_with_most_objects_are_listed() -> None:
@@ -195,6 +189,98 @@ def test_of_too_many_classes_those_with_most_objects_are_listed() -> None:
     assert len(metrics.per_class) == MAX_CLASSES_LISTED
     assert [row.class_id for row in metrics.per_class][:2] == [41, 42]
     assert metrics.map == pytest.approx(0.5)
+
+
+def test_by_size_as_pycocotools_has_it() -> None:
+    """At areas of 32² and 96² square pixels; null where no object is so large."""
+    truths, found = random_data(3, 12, 20)
+    overall, _ = peer(truths, found, 3)
+    size = measured(truths, found).size
+    assert size is not None
+    assert [size.small, size.medium, size.large] == pytest.approx(overall[3:6], abs=1e-6)
+    only_small = {1: make_boxes([((0, 0, 20, 20), 1, False)])}
+    size = measured(only_small, {1: detections([((0, 0, 20, 20), 1, 0.5)])}).size
+    assert size is not None
+    assert size.model_dump() == {"small": pytest.approx(1), "medium": None, "large": None}
+
+
+def test_precision_at_recall_is_a_fifth_of_pycocotools() -> None:
+    truths, found = random_data(4, 12, 20)
+    rows = measured(truths, found).per_class
+    for row, expected in zip(rows, peer_curves(truths, found), strict=True):
+        assert row.precision_at_recall == pytest.approx(expected[::5], abs=1e-6)
+
+
+def test_by_hand_precision_at_recall() -> None:
+    """Two of four objects: up to recall 0.25 without a mistake, up to 0.5 with one of three, none beyond."""
+    truths = {1: make_boxes([((20 * i, 0, 10, 10), 1, False) for i in range(4)])}
+    found = {1: detections([((0, 0, 10, 10), 1, 0.9), ((0, 50, 9, 9), 1, 0.8), ((20, 0, 10, 10), 1, 0.7)])}
+    assert measured(truths, found).per_class[0].precision_at_recall == pytest.approx([1] * 6 + [2 / 3] * 5 + [0] * 10)
+
+
+def test_classes_by_parts_are_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many are evaluated at once that memory suffices, be there thousands of classes and of images."""
+    truths, found = random_data(6, 12, 20)
+    once = measured(truths, found)
+    monkeypatch.setattr(coco, "_MAX_PAIRS", 1)
+    assert measured(truths, found) == once
+
+
+def test_a_class_that_is_nowhere_may_be_alone_in_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco, "_MAX_PAIRS", 1)
+    metrics = measured({1: make_boxes([((0, 0, 9, 9), 2, False)])}, {1: NOTHING})
+    assert [row.map for row in metrics.per_class] == [None, 0, None]
+
+
+@pytest.mark.parametrize("classes", [1, 50, 100, 2500])
+def test_the_numbers_stay_small(classes: int) -> None:
+    """With names of 200 characters of four bytes each, as many as an image list allows: they are part of a document."""
+    names = [f"{c:04d}" + "\U0001f52c" * 196 for c in range(classes)]
+    truths = {i: make_boxes([((0, 0, 10, 10), c, False)]) for i, c in enumerate(range(1, classes + 1), 1)}
+    found = {i: detections([((0, 0, 10, 10), c % classes + 1, 0.1 + c / 10_000)]) for i, c in enumerate(truths, 1)}
+    document = measured(truths, found, names).model_dump(mode="json")
+    assert len(bson.encode(document)) < 500_000
+    assert ("precision_at_recall" in document["per_class"][0]) == (classes <= MAX_CLASSES_WITH_CURVE)
+    assert len(document["per_class"]) >= min(classes, 300)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 6), most=st.integers(0, 12))
+def test_every_number_is_finite_and_survives_json(seed: int, images: int, most: int) -> None:
+    truths, found = random_data(seed, images, most)
+    truths[1000] = make_boxes([((10, 10, 50, 50), 1, False)])
+    metrics = measured(truths, found)
+    assert Metrics.model_validate_json(metrics.model_dump_json()) == metrics
+    json.dumps(metrics.model_dump(mode="json"), allow_nan=False)
+
+
+def test_what_is_unknown_is_absent() -> None:
+    """A class without labelled objects has null average precision, as before, and nothing else."""
+    truths = {1: make_boxes([((0, 0, 10, 10), 1, False)])}
+    document = measured(truths, {1: detections([((50, 50, 10, 10), 1, 0.5)])}).model_dump(mode="json")
+    first, second, _ = document["per_class"]
+    assert {key: first[key] for key in ("precision", "recall", "f1")} == {"precision": 0, "recall": 0, "f1": 0}
+    assert "threshold" not in first
+    assert second == {
+        "class_id": 2,
+        "class_name": "pit",
+        "map": None,
+        "map_50": None,
+        "instances": 0,
+        "detections": 0,
+    }
+
+
+def test_metrics_of_an_older_release_are_read() -> None:
+    old = {"map": 0.5, "map_50": 0.5, "map_75": 0.5, "on": "val"}
+    row = {"class_id": 1, "class_name": "a", "map": 0.5, "map_50": 0.5, "instances": 1, "detections": 1}
+    metrics = Metrics.model_validate(old | {"per_class": [row]})
+    assert (metrics.confusion, metrics.per_class[0].f1) == (None, None)
+    assert metrics.model_dump(mode="json") == old | {
+        "per_class": [row],
+        "classes_not_in_model": [],
+        "classes_not_in_data": [],
+    }
 
 
 def test_nothing_is_printed_or_logged(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ import pytest
 from toy_model import NAMES, SIDE, write_model
 
 from handlers.detection import predict
-from handlers.detection.boxes import Boxes
+from handlers.detection.boxes import Boxes, make_boxes
 from handlers.detection.data import Sample
 from handlers.detection.errors import DataError, StoppedEarly
 from handlers.detection.job import Event, Job, Note, Progress, Started
@@ -20,7 +20,8 @@ from handlers.detection.job import Event, Job, Note, Progress, Started
 # Under names that pytest does not take for test classes.
 from handlers.detection.job import Tested as Outcome
 from handlers.detection.job import TestedModel as RegisteredModel
-from handlers.detection.predict import OnnxDetector, run_test
+from handlers.detection.onnx_detector import OnnxDetector
+from handlers.detection.predict import run_test
 
 
 @pytest.fixture
@@ -231,6 +232,15 @@ def test_common_classes_are_scored_by_name_and_the_others_named(tmp_path: Path, 
     assert right.map == pytest.approx((51 + 50 / 2) / 101)
     assert metrics.classes_not_in_model == ("other",)
     assert metrics.classes_not_in_data == ()
+    # At the best score for both classes, that of `right` in a, `left` in c is false, and `right` in d is missed.
+    assert metrics.threshold == pytest.approx(125 / 255)
+    assert metrics.f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert metrics.confusion is not None
+    assert metrics.confusion.labels == ("left", "right", "background")
+    assert metrics.confusion.counts == ((2, 0, 0), (0, 1, 1), (1, 0, 0))
+    assert metrics.worst is not None
+    worst = [(one.img_id, one.missed, one.false) for one in metrics.worst]
+    assert worst == [(f"{3:024x}", 0, 1), (f"{4:024x}", 1, 0)]
     assert not [event for event in events if isinstance(event, Note)]
 
 
@@ -292,11 +302,15 @@ def test_started_comes_first_and_the_last_image_is_reported(tmp_path: Path, mode
     assert progress[-1].eta_seconds == 0
 
 
-def test_the_sheet_is_a_picture(tmp_path: Path, model: Path) -> None:
-    result, _ = run(write_job(tmp_path, model))
-    assert list(result.reports) == ["samples.png"]
-    sheet = cv2.imread(str(result.reports["samples.png"]))
-    assert sheet.shape[1] > 1000
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_report_has_pictures(tmp_path: Path, model: Path, labels: bool) -> None:
+    """Without labels, only that of what was found."""
+    result, _ = run(write_job(tmp_path, model, labels=labels))
+    measured = {"confusion.png", "precision_recall.png", "worst.png"} if labels else set()
+    assert set(result.reports) == {"samples.png"} | measured
+    for name, path in result.reports.items():
+        assert path == tmp_path / "out" / name
+        assert cv2.imread(str(path)).shape[1] > 700
 
 
 def test_a_test_without_a_usable_image_fails(tmp_path: Path, model: Path) -> None:
@@ -327,7 +341,7 @@ def test_few_images_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return picture(0, 4, 4), sample.boxes
 
     monkeypatch.setattr(predict, "read_sample", reads)
-    nothing = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+    nothing = make_boxes([])
     samples = [Sample(number, "", "test", tmp_path, 4, 4, nothing) for number in range(500)]
     images = predict._prefetched(samples, SIDE, ahead=6)
     order = [next(images) for _ in range(3)]

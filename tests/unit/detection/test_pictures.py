@@ -1,6 +1,7 @@
 """The pictures show what they claim, inside their frame, whatever the classes are called and whatever is missing."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -8,10 +9,16 @@ import numpy as np
 import pytest
 
 from handlers.detection.boxes import Boxes, Detections, make_boxes
-from handlers.detection.fonts import drawable
+from handlers.detection.evaluate import Evaluation, evaluate
 from handlers.detection.job import Measured
-from handlers.detection.label_layout import place
-from handlers.detection.plots import SHEET_SAMPLES, sample_sheet, training_curve
+from handlers.detection.mistakes import ImageMistakes
+from handlers.detection.pictures.confusion import MAX_ROWS, confusion_picture, confusion_rows, short
+from handlers.detection.pictures.fonts import drawable
+from handlers.detection.pictures.label_layout import place
+from handlers.detection.pictures.precision_recall import precision_recall_picture
+from handlers.detection.pictures.samples import SHEET_SAMPLES, sample_sheet
+from handlers.detection.pictures.training import training_curve
+from handlers.detection.pictures.worst import worst_sheet
 
 #: No grey, which the edges of letters have too.
 GROUND = (110, 120, 130)
@@ -145,6 +152,187 @@ def test_equal_samples_give_equal_files(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
+# --- the worst images ------------------------------------------------------------------------------------------------
+
+MISSED, FALSE = (240, 228, 66), (213, 94, 0)
+
+
+def mistakes(missed: bool, false: bool) -> ImageMistakes:
+    """An object at (100, 150), a detection at (300, 150), each of 100 x 80 pixels."""
+    truths = make_boxes([((100, 150, 100, 80), 1, False)])
+    found = detections([((300, 150, 100, 80), 2, 0.9)])
+    return ImageMistakes(1, truths, np.array([missed]), found, np.array([false]))
+
+
+def worst(path: Path, images: Sequence[ImageMistakes], names: Sequence[str] = NAMES) -> np.ndarray:
+    worst_sheet(((image(), one, f"{one.image_id:024x}") for one in images), names, 0.5, path / "worst.png")
+    return drawn(path / "worst.png")
+
+
+def pixels_of(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return (np.abs(picture - np.array(colour)).max(axis=2) < 12).sum()
+
+
+@pytest.mark.parametrize(("missed", "false"), [(False, False), (True, False), (False, True), (True, True)])
+def test_mistakes_are_marked_and_told_apart_by_their_form(tmp_path: Path, missed: bool, false: bool) -> None:
+    """Missed objects are dashed, false detections crossed out; what is right is neither."""
+    picture = worst(tmp_path, [mistakes(missed, false)])
+    top, left = np.argwhere((picture == GROUND).all(axis=2)).min(axis=0)
+    below = picture[top:]
+    # Beside the entries of the legend, there is a mark.
+    assert (pixels_of(below, MISSED) > 300) == missed
+    assert (pixels_of(below, FALSE) > 300) == false
+    middle_of_object, middle_of_detection = (
+        picture[top + 185 : top + 196, left + x - 5 : left + x + 6] for x in (150, 350)
+    )
+    assert (middle_of_object == GROUND).all()
+    assert (middle_of_detection == GROUND).all() != false
+    lower_side = picture[top + 230 - 1 : top + 230 + 2, left + 104 : left + 197]
+    dashes = (np.abs(lower_side - np.array(MISSED)).max(axis=2) < 60).any(axis=0)
+    assert (20 < dashes.sum() < 80) == missed
+
+
+def test_without_mistakes_the_sheet_says_so(tmp_path: Path) -> None:
+    picture = worst(tmp_path, [])
+    assert (picture < 100).all(axis=2).sum() > 100
+
+
+def test_an_image_is_let_go_before_the_next_but_one_is_read(tmp_path: Path) -> None:
+    """They may be of 100 megapixels each."""
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def reading() -> Iterator[tuple[np.ndarray, ImageMistakes, str]]:
+        nonlocal most
+        for number in range(5):
+            most = max(most, sum(one() is not None for one in alive))
+            one = image(1000, 800)
+            alive.append(weakref.ref(one))
+            yield one, mistakes(True, True), str(number)
+
+    worst_sheet(reading(), NAMES, 0.5, tmp_path / "worst.png")
+    sample_sheet(((one, NO_BOXES, detections([])) for one, _, _ in reading()), NAMES, tmp_path / "sheet.png")
+    assert len(alive) == 10
+    assert most <= 2
+
+
+def test_ten_thousand_mistakes_do_not_take_hours(tmp_path: Path) -> None:
+    boxes = make_boxes([((float(n % 500), float(n // 500 * 15), 9.0, 9.0), 1, False) for n in range(10_000)])
+    found = Detections(boxes.xyxy, boxes.class_ids, np.full(10_000, 0.9, np.float32))
+    everything = np.ones(10_000, np.bool_)
+    picture = worst(tmp_path, [ImageMistakes(1, boxes, everything, found, everything)])
+    assert min(picture.shape[:2]) > 300
+
+
+# --- the confusion matrix and the curves -----------------------------------------------------------------------------
+
+
+def evaluation(names: Sequence[str], images: int = 60) -> Evaluation:
+    """Four in five objects are found; some are taken for the next class, some detections are false."""
+    rng = np.random.default_rng(1)
+    truths, found = {}, {}
+    for image_id in range(1, images + 1):
+        count = int(rng.integers(1, 9))
+        boxes = np.concatenate([rng.uniform(0, 300, (count, 2)), rng.uniform(20, 120, (count, 2))], axis=1)
+        class_ids = rng.integers(1, len(names) + 1, count).tolist()
+        truths[image_id] = make_boxes([(tuple(box), c, False) for box, c in zip(boxes, class_ids, strict=True)])
+        rows = [
+            (tuple(box + 2), c % len(names) + 1 if rng.random() < 0.1 else c, float(rng.random()))
+            for box, c in zip(boxes, class_ids, strict=True)
+            if rng.random() < 0.8
+        ]
+        rows += [((10, 10, 400, 9), int(rng.integers(1, len(names) + 1)), float(rng.random() / 2))]
+        found[image_id] = detections(sorted(rows, key=lambda row: -row[2]))
+    return evaluate(list(truths), truths, found, names, "test", {i: f"{i:024x}" for i in truths})
+
+
+def pictures(path: Path, one: Evaluation) -> dict[str, np.ndarray]:
+    names = one.class_names
+    confusion_picture(one.confusion, names, one.threshold, path / "confusion.png")
+    precision_recall_picture(one.precision, one.scores, names, one.threshold, path / "precision_recall.png")
+    worst_sheet(((image(), image_, "x") for image_ in one.worst), names, one.threshold, path / "worst.png")
+    return {file.name: drawn(file) for file in sorted(path.glob("*.png"))}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a"],
+        list(NAMES),
+        [f"class {n}" for n in range(20)],
+        [f"class number {n}" for n in range(100)],
+        HOSTILE,
+        [f"c{n}" for n in range(300)],
+    ],
+    ids=["1", "3", "20", "100", "hostile", "300"],
+)
+def test_any_classes_are_drawn_within_bounds_and_without_a_warning(tmp_path: Path, names: list[str]) -> None:
+    made = pictures(tmp_path, evaluation(names))
+    assert len(made) == 3
+    for name, picture in made.items():
+        assert 400 < min(picture.shape[:2]) <= max(picture.shape[:2]) < 2200, name
+        assert (tmp_path / name).stat().st_size < 1_000_000
+        # Nothing reaches the edge, where it would be cut off.
+        frame = np.concatenate([picture[:3].reshape(-1, 3), picture[-3:].reshape(-1, 3)])
+        sides = np.concatenate([picture[:, :3].reshape(-1, 3), picture[:, -3:].reshape(-1, 3)])
+        assert (frame == 255).all()
+        assert (sides == 255).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("found", [False, True])
+def test_nothing_found_and_nothing_right_is_drawn(tmp_path: Path, found: bool) -> None:
+    truths = {1: make_boxes([((0, 0, 50, 50), 1, False)])}
+    one = {1: detections([((200, 200, 50, 50), 2, 0.9)] if found else [])}
+    made = pictures(tmp_path, evaluate([1], truths, one, NAMES, "test", {1: "a"}))
+    assert all(min(picture.shape[:2]) > 300 for picture in made.values())
+
+
+def test_equal_evaluations_give_equal_files(tmp_path: Path) -> None:
+    files = []
+    for _ in range(2):
+        pictures(tmp_path, evaluation(NAMES))
+        files.append([file.read_bytes() for file in sorted(tmp_path.glob("*.png"))])
+    assert files[0] == files[1]
+
+
+def test_what_is_right_is_blue_and_what_is_wrong_orange(tmp_path: Path) -> None:
+    """Everything right: three blue cells, as dark as can be, and not one orange. Everything missed: the reverse."""
+    truths = {1: make_boxes([((100 * c, 0, 50, 50), c, False) for c in (1, 2, 3)])}
+    right = {1: detections([((100 * c, 0, 50, 50), c, 0.9) for c in (1, 2, 3)])}
+    for found, blue_cells, orange_cells in ((right, 3, 0), ({}, 0, 3)):
+        one = evaluate([1], truths, found, NAMES, "test", {1: "a"})
+        picture = pictures(tmp_path, one)["confusion.png"]
+        red, blue = picture[..., 0], picture[..., 2]
+        # A cell of this table has 96 x 96 pixels; the number covers some of them.
+        assert (blue - red > 80).sum() == pytest.approx(blue_cells * 96 * 96, rel=0.1)
+        assert (red - blue > 80).sum() == pytest.approx(orange_cells * 96 * 96, rel=0.1)
+
+
+def test_of_many_classes_the_worst_have_rows_and_the_others_one() -> None:
+    """No count is lost, and those with most mistakes are named."""
+    names = [f"class {n}" for n in range(100)]
+    one = evaluation(names)
+    table, rows, note = confusion_rows(one.confusion, names)
+    assert table.shape == (MAX_ROWS + 2, MAX_ROWS + 2)
+    assert table.sum() == one.confusion.counts.sum()
+    assert (len(rows), rows[-1]) == (MAX_ROWS + 1, "70 others")
+    assert note.startswith("the 30 classes with most mistakes of 100")
+    whole = one.confusion.table(range(1, 101))
+    mistakes = (whole.sum(axis=0) + whole.sum(axis=1) - 2 * whole.diagonal())[:-1]
+    named = [int(name.split()[1]) for name in rows[:-1]]
+    assert mistakes[named].min() >= np.delete(mistakes, named).max()
+    assert (table.diagonal()[:MAX_ROWS] == whole.diagonal()[named]).all()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(1, "1"), (9999, "9999"), (10_000, "10k"), (999_999, "999k"), (1_000_000, "1.0M")]
+)
+def test_numbers_fit_into_a_cell(count: int, text: str) -> None:
+    assert short(count) == text
+
+
 # --- class names and labels ------------------------------------------------------------------------------------------
 
 
@@ -159,7 +347,7 @@ def test_names_that_the_font_has_are_kept(name: str) -> None:
         ("红细胞", "class 1"),
         ("", "class 1"),
         ("a\n b\x00c", "a b c"),
-        ("w" * 30, "w" * 23 + "…"),
+        ("a rather long class name 31", "a rather long …s name 31"),
         ("\ud800", "class 1"),
     ],
 )

@@ -24,7 +24,8 @@ def drawable(name: str, otherwise: str) -> str:
         "".join(c if c.isprintable() or c.isspace() else " " for c in unicodedata.normalize("NFC", name)).split()
     )
     if len(line) > _LONGEST:
-        line = line[: _LONGEST - 1] + "…"
+        # In the middle: names that begin alike often end with a number.
+        line = f"{line[: _LONGEST - 10]}…{line[-9:]}"
     if not line or any(ord(character) not in _characters() for character in line):
         return otherwise
     return line

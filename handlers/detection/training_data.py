@@ -1,0 +1,62 @@
+"""The images of a training: read once, those that cannot be used set aside."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from handlers.detection.batches import ImageStore
+from handlers.detection.data import Sample, image_paths, images_used, load_samples, read_message, separate_validation
+from handlers.detection.errors import DataError
+from handlers.detection.evaluate import measurable
+from handlers.detection.job import Job
+from handlers.detection.ranks import Ranks
+from schemas.message import RequestMessage
+from schemas.result import ImagesUsed, SkippedImage
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of the splits train and val that can be read, and how many cannot."""
+
+    message: RequestMessage
+    class_names: tuple[str, ...]
+    train: list[Sample]
+    #: Empty where there are too few images, or none of them has a label to measure by.
+    val: list[Sample]
+    skipped: list[SkippedImage]
+
+    def used(self) -> ImagesUsed:
+        """For the result."""
+        lost = {image.img_id for image in self.skipped}
+        return images_used(sum(sample.mongodb_id not in lost for sample in self.train + self.val), self.skipped)
+
+
+def load_data(job: Job, store: ImageStore, pool: ThreadPoolExecutor, ranks: Ranks) -> TrainingData:
+    """Read the message, and every image that it wants trained or validated on; each rank reads its part.
+
+    Raises DataError if not one image with a labelled object is left to train on.
+    """
+    message = read_message(job.message)
+    samples, skipped = load_samples(message, image_paths(job.images), ("train", "val"))
+    if message.image_info and all(image.split == "test" for image in message.image_info):
+        raise DataError(
+            f"all {len(message.image_info)} images belong to the split test, which is never trained on; "
+            "expected images of the split train",
+            "split",
+        )
+    # Before the unreadable are left out: what is chosen for validation must not hang on them.
+    train, val = separate_validation(samples, job.seed)
+    _, unreadable = store.usable(samples[ranks.rank :: ranks.size], pool)
+    skipped += [image for part in ranks.gather(unreadable) for image in part]
+    bad = {image.img_id for image in skipped}
+    train = [sample for sample in train if sample.mongodb_id not in bad]
+    val = [sample for sample in val if sample.mongodb_id not in bad]
+    if not measurable([sample.boxes for sample in train]):
+        example = f", e.g. {skipped[0].img_id}: {skipped[0].reason}" if skipped else ""
+        raise DataError(
+            f"no training image with a labelled box is left: {len(train)} images can be read, "
+            f"{len(skipped)} cannot{example}",
+            "img_mongodb_ids",
+        )
+    if not measurable([sample.boxes for sample in val]):
+        train, val = train + val, []
+    return TrainingData(message, tuple(known.name for known in message.class_info), train, val, skipped)
