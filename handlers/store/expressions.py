@@ -9,6 +9,9 @@ from typing import Any
 from handlers.store.database import Document
 from schemas.enums import TaskErrorCode
 
+#: What is shown instead of a value that is too large to be fetched for a page.
+TOO_LARGE = "(too large to show)"
+
 #: State changes kept in a document.
 HISTORY_LENGTH = 50
 
@@ -120,3 +123,9 @@ def due() -> Document:
             {"$ne": ["$cancel_requested", True]},
         ]
     }
+
+
+def bounded(path: str, size: int) -> Document:
+    """The field if it is small, else a text that says so: no page costs megabytes of what somebody wrote by hand."""
+    small = {"$lt": [{"$bsonSize": {"it": f"${path}"}}, size]}
+    return {"$cond": [small, f"${path}", TOO_LARGE]}

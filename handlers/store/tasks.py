@@ -156,26 +156,6 @@ class Tasks:
         found = await self._db.call(self._raw.find_one, {"task_id": task_id}, _WITHOUT_LISTS)
         return None if found is None else readable(found)
 
-    async def newest(self, limit: int) -> list[Document]:
-        """The newest documents, running and waiting ones first, without id lists and reports."""
-        found: list[RawBSONDocument] = []
-        fields = {**_WITHOUT_LISTS, "history": False, "result.metrics.per_class": False}
-        for which in (
-            {"admitted_id": None},
-            {"status": {"$in": ["RUNNING", "PENDING"]}, "admitted_id": {"$ne": None}, **IN_QUEUE_INDEX},
-            {"status": {"$in": ["SUCCEEDED", "FAILED", "CANCELLED", "REJECTED"]}, "admitted_id": {"$ne": None}},
-        ):
-            cursor = self._raw.find(which, fields).sort("create_time", DESCENDING)
-            found += await self._db.call(cursor.limit(limit - len(found)).to_list) if len(found) < limit else []
-        return [readable(document) for document in found]
-
-    async def counts(self) -> dict[str, int]:
-        """How many documents are in each state."""
-        # Whatever else stands there, which may be of any form, counts as no state.
-        state = {"$cond": [{"$in": ["$status", [status.name for status in TaskStatus]]}, "$status", None]}
-        cursor = await self._db.call(self._tasks.aggregate, [{"$group": {"_id": state, "n": {"$sum": 1}}}])
-        return {str(row["_id"]): row["n"] for row in await self._db.call(cursor.to_list)}
-
     async def image_ids(self, key: Any, field: str) -> list[Any]:
         """One id list of a document; empty if it has none."""
         document = await self._db.call(self._tasks.find_one, {"_id": key}, {field: True, "_id": False})
