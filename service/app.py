@@ -26,7 +26,12 @@ from service.secrecy import child_environment, hide_from_children
 from service.settings import Settings
 from service.sweeper import ADMITTERS, Sweeper
 from service.watcher import Watcher
+from service.web.guard import is_loopback
+from service.web.live import Live
+from service.web.page import Pages
 from service.web.probes import probe_routes
+from service.web.reading import Reading
+from service.web.render import Renderer
 from service.web.server import http_server
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -114,12 +119,15 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                     return "draining"
                 return "" if sweeper.connected else "the database does not answer"
 
+            reading, renderer = Reading(store), Renderer()
+            live = Live(reading, renderer)
             background.start_soon(_drain_on_signal, dispatcher)
             background.start_soon(watcher.run)
             for _ in range(ADMITTERS):
                 background.start_soon(sweeper.admit_from, keys_to_admit)
             background.start_soon(sweeper.run)
             background.start_soon(keep_clean, store, cache)
+            background.start_soon(live.run)
             try:
                 await children.warm_up()
             except OSError as error:
@@ -132,9 +140,12 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 gpu_fallback=devices.fallback,
             )
             try:
-                async with http_server(probe_routes(why_not_ready), settings.http_host, settings.http_port):
+                pages = Pages(reading, renderer, live, local=is_loopback(settings.http_host))
+                routes = [*probe_routes(why_not_ready), *pages.routes()]
+                async with http_server(routes, settings.http_host, settings.http_port):
                     # Returns once drained: attempts first, since they need the watcher, the leases and the database.
                     await dispatcher.run()
+                    live.close()
             finally:
                 with anyio.CancelScope(shield=True):
                     await children.close()
