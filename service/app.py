@@ -33,8 +33,13 @@ from service.secrecy import child_environment, hide_from_children
 from service.settings import Settings
 from service.sweeper import ADMITTERS, Sweeper
 from service.watcher import Watcher
+from service.web.guard import is_loopback
+from service.web.live import Live
 from service.web.metrics import keep_reading, metrics_routes
+from service.web.page import Pages
 from service.web.probes import probe_routes
+from service.web.reading import Reading
+from service.web.render import Renderer
 from service.web.server import http_server
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -161,15 +166,17 @@ async def _serve(
                     draining=dispatcher.draining,
                 )
 
-            routes = [*probe_routes(why_not_ready), *metrics_routes(metrics, Gpus(environment), look)]
             if settings.http_port != "off":
                 background.start_soon(keep_reading, store, metrics)
+            reading, renderer = Reading(store), Renderer()
+            live = Live(reading, renderer)
             background.start_soon(_drain_on_signal, dispatcher)
             background.start_soon(watcher.run)
             for _ in range(ADMITTERS):
                 background.start_soon(sweeper.admit_from, hints_to_admit)
             background.start_soon(sweeper.run)
             background.start_soon(keep_clean, store, cache)
+            background.start_soon(live.run)
             try:
                 await children.warm_up()
             except OSError as error:
@@ -182,9 +189,16 @@ async def _serve(
                 gpu_fallback=devices.fallback,
             )
             try:
+                pages = Pages(reading, renderer, live, local=is_loopback(settings.http_host))
+                routes = [
+                    *probe_routes(why_not_ready),
+                    *metrics_routes(metrics, Gpus(environment), look),
+                    *pages.routes(),
+                ]
                 async with http_server(routes, settings.http_host, settings.http_port):
                     # Returns once drained: attempts first, since they need the watcher, the leases and the database.
                     await dispatcher.run()
+                    live.close()
             finally:
                 with anyio.CancelScope(shield=True):
                     await children.close()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from handlers.store.database import Database, StoreError, connect
 from handlers.store.files import Files
 from handlers.store.models import Models
+from handlers.store.overview import Overview
 from handlers.store.records import Records
 from handlers.store.results import TestResults
 from handlers.store.tasks import LEASE_SECONDS, Tasks
@@ -20,6 +21,7 @@ class Store:
 
     database: Database
     tasks: Tasks
+    overview: Overview
     records: Records
     models: Models
     results: TestResults
@@ -33,6 +35,7 @@ def open_store(database: Database, *, lease_seconds: float = LEASE_SECONDS) -> S
     return Store(
         database=database,
         tasks=Tasks(database, lease_seconds=lease_seconds),
+        overview=Overview(database),
         records=Records(database),
         models=Models(database),
         results=TestResults(database),

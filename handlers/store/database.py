@@ -7,7 +7,7 @@ package sees the client, and everything inside goes through `Database.call` or `
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
@@ -15,8 +15,10 @@ from urllib.parse import quote_plus, unquote_plus
 
 import anyio
 import anyio.lowlevel
+import pymongo
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from gridfs import AsyncGridFSBucket
 from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -50,6 +52,9 @@ StoreError = PyMongoError
 #: One operation, retries and server selection included. Above a fail-over (11 s), below half the lease of 45 s, so that
 #: a renewal that hangs is tried again in time.
 OPERATION_TIMEOUT_MS = 20_000
+
+#: One look of somebody who only looks on: soon answered, or not at all. Of the server's work on it too.
+LOOK_SECONDS = 3.0
 
 #: Documents that clients wrote can hold dates no datetime can and text that is not UTF-8: neither may break a reader.
 CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
@@ -104,6 +109,9 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
         ),
         # Finds copies of admitted documents from the index alone (see `Tasks.copied_keys`).
         IndexModel([("admitted_id", ASCENDING), ("_id", ASCENDING)], name="admitted"),
+        # Counts and pages by state, for people, newest first; rejected ones too, which `queue` does not hold. One field
+        # that clients may make a list, and no more: MongoDB refuses to index two lists of one document.
+        IndexModel([("status", ASCENDING), ("_id", DESCENDING)], name="state"),
         # The janitor asks whether any task still runs on a message.
         IndexModel("json_mongodb_id", sparse=True, name="message"),
     ],
@@ -168,6 +176,10 @@ class Database:
         """The collection `name`."""
         return self.db[name]
 
+    def raw(self, name: str) -> AsyncCollection[RawBSONDocument]:
+        """The collection `name`, for what anybody wrote: see `documents`."""
+        return self.db[name].with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
+
     def bucket(self, name: str) -> AsyncGridFSBucket:
         """The GridFS bucket `name`."""
         return AsyncGridFSBucket(self.db, bucket_name=name)
@@ -191,6 +203,16 @@ class Database:
             self._failed(error)
             raise
         return result
+
+    async def look(self, operation: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`call` for whoever only looks on: it ends within LOOK_SECONDS, on the server too, or raises."""
+        with self.looking():
+            return await self.call(operation, *args, **kwargs)
+
+    @staticmethod
+    def looking() -> AbstractContextManager[None]:
+        """Where all calls together end within LOOK_SECONDS, or raise."""
+        return pymongo.timeout(LOOK_SECONDS)
 
     async def batches(
         self, cursor: AsyncCursor[D] | AsyncCommandCursor[D], size: int = 1000

@@ -1,7 +1,9 @@
 """Task documents as they come: read without trust, since the server takes what no driver can read or write again."""
 
+import binascii
 import struct
-from collections.abc import Mapping
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +71,17 @@ def readable(raw: RawBSONDocument) -> Document:
         return {"_id": key}
 
 
+def legible(found: Iterable[RawBSONDocument]) -> list[Document]:
+    """Those of the documents that are valid BSON: one that is none must not hide all others of an answer."""
+    documents = []
+    for raw in found:
+        try:
+            documents.append(bson.decode(raw.raw, CODEC))
+        except BSONError:
+            continue
+    return documents
+
+
 def _rest(data: bytes) -> bytes:
     """The document without its `_id`."""
     return _document(data[4 + len(_element(data)) : -1])
@@ -112,6 +125,28 @@ def named(key: Any, conditions: Mapping[str, Any]) -> Mapping[str, Any]:
         # Not side by side in one: PyMongo looks at the names in a filter, and would read this one for it.
         return {"$and": [RawBSONDocument(_document(key.element)), conditions]}
     return {"_id": key, **conditions}
+
+
+def reference(raw: RawBSONDocument) -> str:
+    """The `_id` of a document as a word for a URL, whatever its type; see `referred`."""
+    element = _element(bytes(raw.raw))
+    return urlsafe_b64encode(element[:1] + element[5:]).decode().rstrip("=")
+
+
+def referred(word: str) -> Mapping[str, Any] | None:
+    """The filter for the document whose `_id` this word of `reference` says; None if it says none."""
+    try:
+        data = urlsafe_b64decode(word + "=" * (-len(word) % 4))
+        kind, value = data[:1], data[1:]
+        alone = _document(kind + b"_id\x00" + value)
+        bson.decode(alone, CODEC)
+        # Anybody writes URLs: one value, and no more behind it.
+        if _element(alone) != alone[4:-1]:
+            return None
+    except (BSONError, binascii.Error, struct.error, ValueError, OverflowError):
+        return None
+    # Compared as a value: a document or a pattern would be a question of its own.
+    return {"$and": [RawBSONDocument(_document(b"\x03_id\x00" + _document(kind + b"$eq\x00" + value)))]}
 
 
 def _document(elements: bytes) -> bytes:

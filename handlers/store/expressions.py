@@ -10,6 +10,9 @@ from handlers.store.database import Document
 from schemas.enums import TaskErrorCode
 from schemas.version import SCHEMA_VERSION
 
+#: What is shown instead of a value that is too large to be fetched for a page.
+TOO_LARGE = "(too large to show)"
+
 #: State changes kept in a document.
 HISTORY_LENGTH = 50
 
@@ -99,12 +102,6 @@ def _kept(name: str) -> Document:
     return {"$cond": [small, f"${name}", "$$REMOVE"]}
 
 
-def if_small(name: str) -> Document:
-    """The field, or a word instead of it where a client wrote more there than it can be."""
-    small = {"$lt": [{"$bsonSize": {"it": f"${name}"}}, 1000]}
-    return {"$cond": [small, f"${name}", "(too long)"]}
-
-
 #: What an ended task keeps where its document has no room for its end.
 ONLY_WHAT_ENDED: Document = {
     "$replaceWith": {
@@ -131,3 +128,9 @@ def due() -> Document:
             {"$ne": ["$cancel_requested", True]},
         ]
     }
+
+
+def bounded(path: str, size: int) -> Document:
+    """The field if it is small, else a text that says so: no page costs megabytes of what somebody wrote by hand."""
+    small = {"$lt": [{"$bsonSize": {"it": f"${path}"}}, size]}
+    return {"$cond": [small, f"${path}", TOO_LARGE]}

@@ -90,6 +90,17 @@ class Bucket:
             part.unlink(missing_ok=True)
         return found
 
+    async def read(self, file_id: Any, most: int) -> bytes:
+        """The file, for whoever only looks on. Raises FileMissing, also for one of more than `most` bytes."""
+        try:
+            stream = await self._db.look(self._bucket.open_download_stream, file_id)
+            if stream.length > most:
+                raise FileMissing(f"{self._name} {file_id}: {stream.length} bytes; expected at most {most}")
+            content: bytes = await self._db.look(stream.read)
+        except (NoFile, CorruptGridFile, *_MALFORMED) as error:
+            raise FileMissing(f"{self._name} {file_id}: {error}") from error
+        return content
+
     async def lengths(self, file_ids: Iterable[Any]) -> dict[str, Any]:
         """The length of each of these files that there is, in bytes, by its hex id."""
         cursor = self._files.find({"_id": {"$in": list(file_ids)}}, {"length": True})

@@ -8,9 +8,20 @@ from pymongo.errors import DuplicateKeyError
 
 from handlers.errors import PermanentError
 from handlers.store.database import Database, Document
+from handlers.store.documents import legible
+from handlers.store.expressions import bounded
 from schemas.numbers import bson_uint64
 from schemas.params import split_model_name
 from schemas.records import ModelRecord
+
+#: What lists of versions show, and how many bytes of each at most; the names on the left are those in the answer.
+_LISTED = {
+    **{name: bounded(name, 500) for name in ("model_name", "version", "task_id", "net_model", "model_scope")},
+    **{name: bounded(name, 500) for name in ("parent_version", "input_size", "create_time", "data_fingerprint")},
+    **{name: bounded(f"metrics.{name}", 200) for name in ("map", "map_50", "map_75", "on")},
+    "classes": {"$cond": [{"$isArray": "$class_names"}, {"$size": "$class_names"}, None]},
+    "_id": False,
+}
 
 
 class Models:
@@ -19,6 +30,7 @@ class Models:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._models = database.collection("DL_MODEL")
+        self._raw = database.raw("DL_MODEL")
 
     async def find(self, reference: str) -> Document | None:
         """The version that `name` (its newest) or `name:version` refers to; None if it is not registered.
@@ -36,6 +48,43 @@ class Models:
     async def all(self) -> list[Document]:
         """Every version, by name, newest first."""
         return await self._db.call(self._models.find({}).sort([("model_name", 1), ("version", -1)]).to_list)
+
+    async def newest_of_each(self, skip: int, limit: int) -> list[Document]:
+        """The newest version of each name, by name, as lists show it (`_LISTED`); for whoever only looks on.
+
+        The server jumps from name to name in the index `version` (DISTINCT_SCAN).
+        """
+        newest: list[Document] = [
+            {"$sort": {"model_name": 1, "version": -1}},
+            {"$group": {"_id": "$model_name", "newest": {"$first": "$$ROOT"}}},
+            {"$sort": {"_id": 1}},
+            {"$skip": skip},
+            {"$limit": limit},
+            {"$replaceWith": "$newest"},
+            {"$project": _LISTED},
+        ]
+        cursor = await self._db.look(self._raw.aggregate, newest)
+        return legible(await self._db.look(cursor.to_list))
+
+    async def versions(self, name: str, limit: int) -> list[Document]:
+        """The newest versions of a name, the newest first, as lists show them; for whoever only looks on."""
+        pipeline: list[Document] = [
+            {"$match": {"model_name": name}},
+            {"$sort": {"version": -1}},
+            {"$limit": limit},
+            {"$project": _LISTED},
+        ]
+        cursor = await self._db.look(self._raw.aggregate, pipeline)
+        return legible(await self._db.look(cursor.to_list))
+
+    async def per_class(self, name: str, version: Any) -> Any:
+        """`metrics.per_class` of one version, as it stands there; for whoever only looks on."""
+        pipeline: list[Document] = [
+            {"$match": {"model_name": name, "version": version}},
+            {"$project": {"_id": False, "it": bounded("metrics.per_class", 2_000_000)}},
+        ]
+        cursor = await self._db.look(self._raw.aggregate, pipeline)
+        return next((found.get("it") for found in legible(await self._db.look(cursor.to_list))), None)
 
     async def next_version(self, name: str, session: AsyncClientSession) -> int:
         """The version that the next model of this name gets; to be inserted in the same transaction.
@@ -71,6 +120,13 @@ class Models:
             {"$currentDate": {"create_time": True}},
             session=session,
         )
+
+    async def version_of(self, task_id: Any) -> tuple[Any, Any] | None:
+        """Name and version of the model that a task made; for whoever only looks on."""
+        fields = {"_id": False, "name": bounded("model_name", 500), "version": bounded("version", 200)}
+        cursor = self._raw.find({"task_id": task_id}, fields).limit(1)
+        found = legible(await self._db.look(cursor.to_list))
+        return (found[0].get("name"), found[0].get("version")) if found else None
 
     async def files_named(self, task_ids: list[Any]) -> set[str]:
         """Hex ids of the files of the models that these tasks made."""

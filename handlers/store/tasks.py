@@ -31,11 +31,11 @@ from handlers.store.expressions import (
     ONCE,
     ONLY_WHAT_ENDED,
     UNDERSTOOD,
+    bounded,
     count,
     due,
     fits,
     history,
-    if_small,
     is_count,
     literal,
 )
@@ -64,7 +64,7 @@ _OF_A_RUN: Document = dict.fromkeys(
         *("create_time", "snapshot", "batch_size_limit", "runs_alone"),
     ),
     True,
-) | {name: if_small(name) for name in TRACE_FIELDS}
+) | {name: bounded(name, 1000) for name in TRACE_FIELDS}
 
 #: Codes of an update whose outcome, or answer, would be over 16 MB, or nested deeper than MongoDB knows.
 _UNFIT = (17419, 10334, 17280, 15)
@@ -161,26 +161,6 @@ class Tasks:
         """The document with that `task_id`, without its id lists."""
         found = await self._db.call(self._raw.find_one, {"task_id": task_id}, _WITHOUT_LISTS)
         return None if found is None else readable(found)
-
-    async def newest(self, limit: int) -> list[Document]:
-        """The newest documents, running and waiting ones first, without id lists and reports."""
-        found: list[RawBSONDocument] = []
-        fields = {**_WITHOUT_LISTS, "history": False, "result.metrics.per_class": False}
-        for which in (
-            {"admitted_id": None},
-            {"status": {"$in": ["RUNNING", "PENDING"]}, "admitted_id": {"$ne": None}, **IN_QUEUE_INDEX},
-            {"status": {"$in": ["SUCCEEDED", "FAILED", "CANCELLED", "REJECTED"]}, "admitted_id": {"$ne": None}},
-        ):
-            cursor = self._raw.find(which, fields).sort("create_time", DESCENDING)
-            found += await self._db.call(cursor.limit(limit - len(found)).to_list) if len(found) < limit else []
-        return [readable(document) for document in found]
-
-    async def counts(self) -> dict[str, int]:
-        """How many documents are in each state."""
-        # Whatever else stands there, which may be of any form, counts as no state.
-        state = {"$cond": [{"$in": ["$status", [status.name for status in TaskStatus]]}, "$status", None]}
-        cursor = await self._db.call(self._tasks.aggregate, [{"$group": {"_id": state, "n": {"$sum": 1}}}])
-        return {str(row["_id"]): row["n"] for row in await self._db.call(cursor.to_list)}
 
     async def not_understood(self) -> int:
         """How many waiting and running tasks are left alone here, since a newer version of the service wrote them."""
@@ -536,7 +516,7 @@ class Tasks:
                 **UNDERSTOOD,
                 "$expr": {"$and": [self._lease_over(), IS_ADMITTED]},
             },
-            {"task_id": True, "owner": True, "attempt": True, "traceparent": if_small("traceparent")},
+            {"task_id": True, "owner": True, "attempt": True, "traceparent": bounded("traceparent", 1000)},
         )
         expired = []
         for found in map(readable, await self._db.call(cursor.to_list)):

@@ -4,6 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from handlers.store.database import Database, Document
+from handlers.store.documents import legible
+from handlers.store.expressions import bounded
+
+#: What people see of a worker, and how many bytes of each field at most.
+_SHOWN = {
+    **dict.fromkeys(("_id", "host", "version", "devices", "free"), 2000),
+    **dict.fromkeys(("pid", "fallback", "resting", "renewed_at"), 200),
+    **dict.fromkeys(("min_device_num", "schema_version"), 200),
+    "running": 20_000,
+}
 
 
 class Workers:
@@ -12,6 +22,7 @@ class Workers:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._workers = database.collection("DL_WORKER")
+        self._raw = database.raw("DL_WORKER")
 
     async def renew(self, owner: str, fields: Mapping[str, Any]) -> None:
         """Say that `owner` is alive; `fields` are its host, version, devices and running tasks."""
@@ -29,3 +40,10 @@ class Workers:
     async def all(self) -> list[Document]:
         """Every live worker, by name."""
         return await self._db.call(self._workers.find({}).sort("_id", 1).to_list)
+
+    async def shown(self, limit: int) -> list[Document]:
+        """Live workers, by name, as far as they are shown; for whoever only looks on."""
+        project = {name: bounded(name, size) for name, size in _SHOWN.items()}
+        pipeline: list[Document] = [{"$sort": {"_id": 1}}, {"$limit": limit}, {"$project": project}]
+        cursor = await self._db.look(self._raw.aggregate, pipeline)
+        return legible(await self._db.look(cursor.to_list))

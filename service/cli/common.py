@@ -33,7 +33,7 @@ def out() -> Console:
 
 def print_json(value: Any) -> None:
     """One JSON document onto stdout."""
-    from service.cli.show import json_text
+    from service.show import json_text
 
     print(json_text(value))
 

@@ -18,7 +18,8 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     """Every version of every registered model."""
     from datetime import UTC, datetime
 
-    from service.cli.show import age, table
+    from service.cli.show import table
+    from service.show import age
 
     if context.invoked_subcommand is not None:
         return
@@ -127,7 +128,7 @@ def dataset_export(
 
 
 def _tell(summary: Any, done: str, as_json: bool) -> None:
-    from service.cli.show import printable
+    from service.show import printable
 
     if as_json:
         print_json(summary.document())

@@ -21,11 +21,12 @@ from handlers.store import Store, connect_store
 from handlers.store.database import Document
 from service.cli.fetch import fetch_reports
 from service.cli.follow import OnDocument, count_reporter, follow, task_reporter
-from service.cli.show import classes_table, outcome_text, printable, state, table
+from service.cli.show import classes_table, table
 from service.cli.until_signal import until_signal
 from service.datasets import import_dataset, open_source
 from service.embedded import embedded_mongo
 from service.samples import make_samples
+from service.show import outcome_text, printable, state
 
 #: What the demo asks for. The rate and the rest are the defaults, as for any client that does not know better.
 _TRAIN_PARAMS = {

@@ -14,7 +14,7 @@ from handlers.store import Store
 from handlers.store.database import Document, StoreError
 from schemas.enums import END_STATES
 from schemas.numbers import bson_uint64
-from service.cli.show import number, part, printable, progress_text, state
+from service.show import number, part, printable, progress_text, state
 
 #: Seconds between two looks; a local server answers in a millisecond.
 _POLL_SECONDS = 0.5

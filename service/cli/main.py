@@ -138,7 +138,8 @@ def workers(as_json: AsJson = False) -> None:
     """Who is alive, with which devices."""
     from datetime import UTC, datetime
 
-    from service.cli.show import age, table
+    from service.cli.show import table
+    from service.show import age
 
     found = with_store(lambda store: store.workers.all())
     if as_json:

@@ -1,174 +1,29 @@
-"""How documents are shown: as JSON for programs, as text and tables for people. Nothing here reads or prints."""
+"""Tables for the terminal, by Rich. What they say is in `service.show`. Nothing here reads or prints."""
 
-import json
-import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from bson import Decimal128
-from bson.datetime_ms import DatetimeMS
 from rich.table import Table
 from rich.text import Text
 
 from handlers.store.database import Document
-from schemas.task import admitted, same
-from schemas.version import is_newer
+from service.show import (
+    age,
+    iso,
+    json_text,
+    number,
+    outcome_text,
+    part,
+    printable,
+    progress_text,
+    state,
+    task_number,
+    why_waiting,
+)
 
 #: Colour of each state.
 _STYLES = {"SUCCEEDED": "green", "FAILED": "red", "REJECTED": "red", "CANCELLED": "yellow", "RUNNING": "cyan"}
-
-
-def json_text(value: Any) -> str:
-    """`value`, documents inside, as JSON: ids as hex, times as ISO 8601 in UTC, 64-bit task ids as numbers."""
-    return json.dumps(_plain(value), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Decimal128):
-        number = value.to_decimal()
-        whole = number.is_finite() and number.adjusted() < 40 and number == number.to_integral_value()
-        return int(number) if whole else str(number)
-    if isinstance(value, datetime):
-        return iso(value)
-    if isinstance(value, DatetimeMS):
-        return int(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, Iterable):
-        return [_plain(item) for item in value]
-    return str(value)
-
-
-def iso(time: datetime) -> str:
-    """`time` in UTC, to the millisecond."""
-    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def printable(value: Any) -> str:
-    """`value` as one line of text. Documents are anybody's: no control character of theirs reaches the terminal."""
-    bad = ("Cc", "Cf", "Cs")
-    return "".join(c if unicodedata.category(c) not in bad else " " if c in "\n\t" else "?" for c in str(value))
-
-
-def state(document: Document) -> str:
-    """The state of a task as its reader should see it: NEW until a worker has answered this very document."""
-    # What a client wrote there, or copied from another document, is no answer.
-    return str(document.get("status")) if admitted(document) else "NEW"
-
-
-def part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The document in field `name`; empty for anything else that a client wrote there."""
-    value = document.get(name)
-    return value if isinstance(value, Mapping) else {}
-
-
-def number(value: Any) -> float:
-    """`value` as a number that can be counted and compared; 0 for anything else, which somebody wrote by hand."""
-    if isinstance(value, Decimal128):
-        value = float(value.to_decimal()) if value.to_decimal().is_finite() else 0
-    plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if plain else 0
-
-
-def progress_text(document: Document) -> str:
-    """`120/300 · loss 2.310 · 25.0 img/s · 0:00:48 left`, as far as it is known, of a task that has not ended."""
-    if state(document) not in ("RUNNING", "PENDING"):
-        return ""
-    progress = part(document, "progress")
-    done, total = progress.get("iteration"), progress.get("max_num_iters")
-    # Before its first word a test has the total of a training; an iteration of a test is an image.
-    if not done:
-        return ""
-    parts = [f"{done}/{total}" if total else f"{done}"]
-    if isinstance(progress.get("loss"), int | float):
-        parts.append(f"loss {float(progress['loss']):.3f}")
-    if isinstance(progress.get("images_per_second"), int | float):
-        parts.append(f"{progress['images_per_second']:.1f} img/s")
-    if isinstance(progress.get("eta_seconds"), int | float) and state(document) == "RUNNING":
-        parts.append(f"{duration(progress['eta_seconds'])} left")
-    return " · ".join(parts)
-
-
-def outcome_text(document: Document) -> str:
-    """What came of an ended task, in one line."""
-    error, result = part(document, "error"), part(document, "result")
-    if state(document) != "SUCCEEDED":
-        return f"{error.get('kind')}: {error.get('message')}" if error else ""
-    text = f"{result.get('model_name')}:{result.get('version')}"
-    if metrics := part(result, "metrics"):
-        scores = f"mAP {number(metrics.get('map')):.3f} · mAP@.5 {number(metrics.get('map_50')):.3f}"
-        text += f" · {scores} ({metrics.get('on')})"
-    return text
-
-
-def why_waiting(
-    document: Document, queue: Sequence[Document], workers: Sequence[Mapping[str, Any]], now: datetime
-) -> str:
-    """Why a NEW or PENDING task does not run; `queue` is all PENDING tasks, best first. Empty for other states."""
-    current = state(document)
-    if current == "NEW":
-        return "no worker is alive to admit it" if not workers else "not looked at yet"
-    if current != "PENDING":
-        return ""
-    if document.get("cancel_requested") is True:
-        return "is being cancelled"
-    not_before = document.get("not_before")
-    if isinstance(not_before, datetime) and not_before > now:
-        failures = document.get("failures")
-        return f"retry at {iso(not_before)}" + (f" after {failures} faults" if failures else "")
-    if not workers:
-        return "no worker is alive"
-    newest = max(number(worker.get("schema_version", 1)) for worker in workers)
-    if is_newer(document.get("schema_version")) and number(document["schema_version"]) > newest:
-        return f"written by a newer version (schema {document['schema_version']}); no live worker understands it"
-    params = part(document, "param_request")
-    kind, needed = str(params.get("device_type")), number(params.get("device_num"))
-    able = [worker for worker in workers if number(part(worker, "devices").get(kind)) >= needed]
-    if not able:
-        return f"needs {needed} {kind}; no live worker has them"
-    if all(worker.get("resting") is True for worker in able):
-        return "every worker that could take it rests after a fault of its machine (see its log)"
-    if document.get("runs_alone") is True:
-        return "waits for a worker that runs nothing else, since it has lost its worker before"
-    position = next((place for place, other in enumerate(queue, 1) if same(other["_id"], document["_id"])), None)
-    return f"position {position} of {len(queue)} in the queue" if position else "in the queue"
-
-
-def queue_of(tasks: Iterable[Document]) -> list[Document]:
-    """The PENDING ones of `tasks`, best first, as workers claim them."""
-    waiting = [task for task in tasks if state(task) == "PENDING"]
-    return sorted(waiting, key=lambda task: (-number(task.get("priority")), _moment(task.get("create_time"))))
-
-
-def _moment(time: Any) -> datetime:
-    return time if isinstance(time, datetime) else datetime.max.replace(tzinfo=UTC)
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03`."""
-    whole = max(0, round(seconds)) if math.isfinite(seconds) else 0
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-def age(time: Any, now: datetime) -> str:
-    """How long ago `time` was: `3 s`, `5 min`, `2 h`, `4 d`."""
-    if not isinstance(time, datetime):
-        return ""
-    seconds = max(0.0, (now - time).total_seconds())
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} s"
 
 
 def state_text(document: Document) -> Text:
@@ -200,7 +55,7 @@ def tasks_table(tasks: Sequence[Document], queue: Sequence[Document], workers: S
         waiting = why_waiting(task, queue, workers, now)
         about = waiting or (progress_text(task) if state(task) == "RUNNING" else outcome_text(task))
         kind, when = task.get("task_type", ""), age(task.get("create_time"), now)
-        rows.append([_number(task.get("task_id")), kind, model, state_text(task), when, about])
+        rows.append([task_number(task.get("task_id")), kind, model, state_text(task), when, about])
     return table(("TASK", "TYPE", "MODEL", "STATE", "AGE", ""), rows)
 
 
@@ -214,7 +69,7 @@ def task_table(task: Document, queue: Sequence[Document], workers: Sequence[Docu
         if value not in (None, "", [], {}):
             made.add_row(name, value if isinstance(value, Text) else Text(printable(value)))
 
-    line("task", _number(task.get("task_id")))
+    line("task", task_number(task.get("task_id")))
     line("type", task.get("task_type"))
     line("state", state_text(task))
     line("waits", why_waiting(task, queue, workers, datetime.now(UTC)))
@@ -262,20 +117,3 @@ def classes_table(metrics: Mapping[str, Any]) -> Table:
         if isinstance(entry, Mapping)
     ]
     return table(("CLASS", "BOXES", "mAP", "mAP@.5"), rows)
-
-
-def log_text(line: str) -> str:
-    """A stored log line (JSON) as a person reads it; a line that was cut off as it is."""
-    try:
-        event: dict[str, Any] = dict(json.loads(line))
-        time, level, what = (str(event.pop(key, "")) for key in ("timestamp", "level", "event"))
-    except (ValueError, TypeError):
-        return printable(line)
-    hidden = ("task_id", "owner", "trace_id", "span_id")
-    rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in hidden)
-    return printable(f"{time} {level:9} {what} {rest}".rstrip())
-
-
-def _number(value: Any) -> str:
-    plain = _plain(value)
-    return str(plain)[:40] if plain is not None else ""

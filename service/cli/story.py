@@ -11,7 +11,7 @@ from handlers.store import Store
 from handlers.store.database import Document, StoreError
 from schemas.enums import END_STATES
 from schemas.numbers import bson_uint64
-from service.cli.show import iso, json_text, log_text, printable, queue_of, state, why_waiting
+from service.show import iso, json_text, log_text, printable, queue_of, state, why_waiting
 from service.timeline import STATE, Timeline
 
 #: Seconds between two looks, and between two at why a task waits, which reads the whole queue.
@@ -77,7 +77,7 @@ class _Why:
         if time.monotonic() < self._next:
             return []
         self._next = time.monotonic() + _WHY_SECONDS
-        queue, workers = queue_of(await self._store.tasks.newest(1000)), await self._store.workers.all()
+        queue, workers = queue_of(await self._store.overview.newest(1000)), await self._store.workers.all()
         now = datetime.now(UTC)
         if (reason := why_waiting(document, queue, workers, now)) == self._said:
             return []

@@ -102,15 +102,16 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """The newest tasks, or one of them in detail, and why one waits."""
-    from service.cli.show import queue_of, task_table, tasks_table
+    from service.cli.show import task_table, tasks_table
+    from service.show import queue_of
 
     async def read(store: "Store") -> tuple[Any, Any, Any, Any]:
         one = await _task(store, task_id) if task_id is not None else None
         # More than are shown, for the position in the queue.
-        newest = await store.tasks.newest(1000)
-        return one, newest, await store.workers.all(), await store.tasks.counts()
+        newest = await store.overview.newest(1000)
+        return one, newest, await store.workers.all(), await store.overview.total()
 
-    one, newest, alive, counts = with_store(read)
+    one, newest, alive, total = with_store(read)
     queue = queue_of(newest)
     if as_json:
         print_json(one if task_id is not None else newest[:limit])
@@ -120,8 +121,8 @@ def status(
         print("no tasks; `dltask submit` inserts one")
     else:
         out().print(tasks_table(newest[:limit], queue, alive))
-        if sum(counts.values()) > limit:
-            print(f"… of {sum(counts.values())} tasks in all", file=sys.stderr)
+        if total > limit:
+            print(f"… of {total} tasks in all", file=sys.stderr)
 
 
 async def _task(store: "Store", task_id: int) -> dict[str, Any]:
@@ -137,7 +138,8 @@ async def _task(store: "Store", task_id: int) -> dict[str, Any]:
 def wait(task_id: TaskId, as_json: AsJson = False) -> None:
     """Follow a task to its end; exit 1 unless it succeeded."""
     from service.cli.follow import follow, task_reporter
-    from service.cli.show import classes_table, outcome_text, part, printable, state
+    from service.cli.show import classes_table
+    from service.show import outcome_text, part, printable, state
 
     # With --json stdout is for the document alone, so a bar goes to stderr, and lines nowhere.
     console = Console(stderr=True) if as_json else out()
@@ -160,7 +162,7 @@ def cancel(task_id: TaskId) -> None:
     """Ask for a task to be cancelled."""
     from schemas.enums import END_STATES
     from schemas.numbers import bson_uint64
-    from service.cli.show import state
+    from service.show import state
 
     async def ask(store: "Store") -> str:
         found = await _task(store, task_id)

@@ -11,8 +11,8 @@ from pymongo.database import Database
 
 from handlers.store import Store
 from schemas.version import SCHEMA_VERSION
-from service.cli.show import why_waiting
 from service.janitor import remove_orphans
+from service.show import why_waiting
 from tests.helpers import Service, ended, train_request, wait_for
 
 pytestmark = pytest.mark.anyio

@@ -6,9 +6,9 @@ only (`test_tasks.py`, `test_life_cycle.py`):
 - state changes (`admit`, `reject`, `claim`, `release`, `retry`, `finish`, `recover`, `cancel_waiting`) are updates by a
   pipeline with `$$NOW`, of which it has no `$unset`, and stores None for sums with `$$NOW`;
 - `expired`, `head` and `claim` compare times with `$$NOW` on the server, and find nothing over it;
-- `copied_keys` and `counts` await an aggregation, which it does not let one await;
-- `unadmitted`, `get`, `newest`, `new_keys` and `running_of` read raw BSON, since what clients wrote need not be
-  readable: it has none (the last four are tested here over the real server);
+- `copied_keys` awaits an aggregation, which it does not let one await;
+- `unadmitted`, `get`, `new_keys` and `running_of` read raw BSON, since what clients wrote need not be
+  readable: it has none (all but the first are tested here over the real server);
 - it counts a missing field against a unique index that is partial, so that a second document without a `task_id` is
   refused.
 
@@ -132,18 +132,6 @@ async def test_new_documents_are_those_without_a_mark(tasks: Tasks, stored: Coll
     keys = [(await stored.insert_one({"task_id": number, "status": "RUNNING"})).inserted_id for number in (3, 4)]
     assert sorted(await tasks.new_keys(10)) == sorted(keys)
     assert len(await tasks.new_keys(1)) == 1
-
-
-@RAW
-async def test_the_newest_come_as_people_look_for_them(tasks: Tasks, stored: Collection) -> None:
-    """New ones, then what runs or waits, then what has ended; each newest first, and as many as asked for."""
-    for number, status in enumerate(("SUCCEEDED", "RUNNING", "PENDING", "FAILED")):
-        await in_state(stored, number, status, create_time=NOW.replace(hour=10 + number), history=[1])
-    await stored.insert_one({"task_id": Int64(9)})
-    found = await tasks.newest(10)
-    assert [document["task_id"] for document in found] == [9, 2, 1, 3, 0]
-    assert not any("history" in document for document in found)
-    assert [document["task_id"] for document in await tasks.newest(2)] == [9, 2]
 
 
 async def test_a_cancel_is_asked_for_by_number(tasks: Tasks, stored: Collection) -> None:

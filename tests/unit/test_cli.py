@@ -14,7 +14,8 @@ from rich.console import Console
 
 from service.cli.fetch import _safe
 from service.cli.main import main
-from service.cli.show import (
+from service.cli.show import table, task_table, tasks_table
+from service.show import (
     json_text,
     log_text,
     outcome_text,
@@ -22,9 +23,6 @@ from service.cli.show import (
     progress_text,
     queue_of,
     state,
-    table,
-    task_table,
-    tasks_table,
     why_waiting,
 )
 
