@@ -35,15 +35,15 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 _HINTS = 1000
 
 
-def run(settings: Settings) -> int:
-    """Run the service until SIGTERM; returns the exit code: 0, or 2 if it could not start."""
+def run(settings: Settings, *, once: bool = False) -> int:
+    """Run the service until SIGTERM, or `once` for one task; returns the exit code: 0, or 2 if it could not start."""
     uri = settings.mongodb_uri.get_secret_value()
     story = logs.Story()
     logs.configure(settings.log_format, settings.log_level, mask=lambda text: masked(text, uri), story=story)
     hide_from_children()
     failures: list[StartupError] = []
     try:
-        anyio.run(serve, settings, story)
+        anyio.run(serve, settings, story, once)
     except* StartupError as errors:
         failures = [error for error in errors.exceptions if isinstance(error, StartupError)]
     for failure in failures:
@@ -51,8 +51,8 @@ def run(settings: Settings) -> int:
     return 2 if failures else 0
 
 
-async def serve(settings: Settings, story: logs.Story) -> None:
-    """Serve until SIGTERM or SIGINT. Raises StartupError."""
+async def serve(settings: Settings, story: logs.Story, once: bool) -> None:
+    """Serve until SIGTERM or SIGINT, or with `once` until one task has been run. Raises StartupError."""
     uri = settings.mongodb_uri.get_secret_value()
     # Unique for each start of a process: pod names and process numbers come back, and a fence must not.
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -65,17 +65,19 @@ async def serve(settings: Settings, story: logs.Story) -> None:
             raise StartupError(f"MongoDB went away while starting: {brief(error)}") from error
         devices = await find_devices(settings)
         with run_folder(settings.cache_dir, owner) as runs:
-            await _serve(settings, story, store, devices, owner, runs)
+            await _serve(settings, story, store, devices, owner, runs, once)
     log.info("service stopped")
 
 
-async def _serve(settings: Settings, story: logs.Story, store: Store, devices: Devices, owner: str, runs: Any) -> None:
+async def _serve(
+    settings: Settings, story: logs.Story, store: Store, devices: Devices, owner: str, runs: Any, once: bool
+) -> None:
     environment = child_environment(settings.mongodb_uri.get_secret_value())
     cache = ImageCache(settings.cache_dir / "images", max_bytes=settings.cache_bytes)
     new_keys, keys_to_admit = anyio.create_memory_object_stream[Any](_HINTS)
     with new_keys, keys_to_admit:
         async with anyio.create_task_group() as background:
-            children = Children(settings.child_command, environment, background)
+            children = Children(settings.child_command, environment, background, once=once)
 
             def make_attempt(task: Task, taken: tuple[str, ...]) -> Attempt:
                 return Attempt(
@@ -92,14 +94,20 @@ async def _serve(settings: Settings, story: logs.Story, store: Store, devices: D
                 )
 
             dispatcher = Dispatcher(
-                store, devices, owner=owner, poll_seconds=settings.sweep_seconds, make_attempt=make_attempt
+                store,
+                devices,
+                owner=owner,
+                poll_seconds=settings.sweep_seconds,
+                make_attempt=make_attempt,
+                min_device_num=settings.min_device_num,
+                once=once,
             )
             sweeper = Sweeper(
                 store,
                 owner=owner,
                 every_seconds=settings.sweep_seconds,
                 wake=dispatcher.wake,
-                describe=lambda: _describe(devices, dispatcher),
+                describe=lambda: _describe(settings, devices, dispatcher),
                 story=story,
             )
 
@@ -154,7 +162,7 @@ async def _drain_on_signal(dispatcher: Dispatcher) -> None:
             dispatcher.drain()
 
 
-def _describe(devices: Devices, dispatcher: Dispatcher) -> Document:
+def _describe(settings: Settings, devices: Devices, dispatcher: Dispatcher) -> Document:
     """What DL_WORKER says of this worker."""
     return {
         "host": socket.gethostname(),
@@ -163,6 +171,7 @@ def _describe(devices: Devices, dispatcher: Dispatcher) -> Document:
         "devices": dict(devices.total),
         "free": devices.free(),
         "fallback": devices.fallback,
+        "min_device_num": settings.min_device_num,
         "running": sorted(dispatcher.running),
         "resting": dispatcher.resting,
     }
