@@ -129,7 +129,9 @@ async def _serve(
             background.start_soon(sweeper.run)
             background.start_soon(keep_clean, store, cache)
             try:
-                await children.warm_up()
+                # A worker without devices admits, sweeps and shows, and would keep torch in memory for nothing.
+                if any(devices.total.values()):
+                    await children.warm_up()
             except OSError as error:
                 raise StartupError(f"DLTASK_CHILD_COMMAND cannot be started: {error}") from error
             log.info(
