@@ -35,7 +35,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, help="for layers and logs, kept: the next run builds only what changed")
     folder = parser.parse_args().folder
-    began, found = time.monotonic(), {}
+    began = time.monotonic()
+    found: checks.Found = {}
     try:
         install_missing()
         with _folder(folder) as place:

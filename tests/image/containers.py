@@ -123,9 +123,7 @@ class Container:
 
     def log(self) -> str:
         """Everything it has said so far."""
-        return subprocess.run(
-            self._engine.command("podman", "logs", self._name), capture_output=True, text=True, check=False
-        ).stderr
+        return self._engine.attempt("podman", "logs", self._name).stderr
 
     def ready(self) -> float:
         """Wait until its service is; returns the seconds since its start."""
@@ -140,13 +138,11 @@ class Container:
 
     def fails(self, *command: str) -> bool:
         """Whether a command in it fails."""
-        done = subprocess.run(self._engine.command("podman", "exec", self._name, *command), capture_output=True)
-        return done.returncode != 0
+        return self._engine.attempt("podman", "exec", self._name, *command).returncode != 0
 
     def health(self) -> bool:
         """What the image's own check says."""
-        done = subprocess.run(self._engine.command("podman", "healthcheck", "run", self._name), capture_output=True)
-        return done.returncode == 0
+        return self._engine.attempt("podman", "healthcheck", "run", self._name).returncode == 0
 
     def terminate(self) -> int:
         """SIGTERM, as a cluster stops it; returns the exit code once it has ended."""

@@ -71,36 +71,34 @@ class Engine:
         where = ["--root", self._folder / "storage", "--runroot", self._folder / "run"]
         return [program, *map(str, where), "--storage-driver", self.driver, *map(str, arguments)]
 
-    def run(self, program: str, *arguments: str | Path, check: bool = True, out: IO[str] | None = None) -> str:
-        """Run it to its end; returns stdout without the last end of line. Raises Failed for any exit code but 0.
+    def attempt(
+        self, program: str, *arguments: str | Path, out: IO[str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end, whatever that is. `out` takes all that it says."""
+        to = out or subprocess.PIPE
+        command = self.command(program, *arguments)
+        return subprocess.run(command, env=self._env, stdout=to, stderr=to, text=True, check=False)
 
-        `out` takes what it says instead.
-        """
-        done = subprocess.run(
-            self.command(program, *arguments),
-            env=self._env,
-            stdout=out or subprocess.PIPE,
-            stderr=out or subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if check and done.returncode != 0:
+    def run(self, program: str, *arguments: str | Path, out: IO[str] | None = None) -> str:
+        """The same; returns stdout without the last end of line. Raises Failed for any exit code but 0."""
+        done = self.attempt(program, *arguments, out=out)
+        if done.returncode != 0:
             said = "" if out else f"{done.stdout}{done.stderr}".strip()[-3000:]
             raise Failed(f"{program} {' '.join(map(str, arguments))[:200]}: exit code {done.returncode}\n{said}")
-        return "" if out else done.stdout.rstrip("\n")
+        return (done.stdout or "").rstrip("\n")
 
-    def podman(self, *arguments: str | Path, check: bool = True) -> str:
-        """`podman …`; returns stdout."""
-        return self.run("podman", *arguments, check=check)
+    def podman(self, *arguments: str | Path) -> str:
+        """`podman …`; returns stdout. Raises Failed."""
+        return self.run("podman", *arguments)
 
     def clean(self, *, keep_images: bool) -> None:
         """Remove every pod and container, and every image too unless they are to be kept."""
-        self.podman("pod", "rm", "--all", "--force", "--time", "5", check=False)
-        self.podman("rm", "--all", "--force", "--time", "5", check=False)
-        self.podman("volume", "rm", "--all", "--force", check=False)
+        self.attempt("podman", "pod", "rm", "--all", "--force", "--time", "5")
+        self.attempt("podman", "rm", "--all", "--force", "--time", "5")
+        self.attempt("podman", "volume", "rm", "--all", "--force")
         if keep_images:
             return
-        self.podman("rmi", "--all", "--force", check=False)
+        self.attempt("podman", "rmi", "--all", "--force")
         # podman mounts the folder of an overlay storage onto itself.
         subprocess.run(["umount", self._folder / "storage" / "overlay"], capture_output=True, check=False)
         shutil.rmtree(self._folder)

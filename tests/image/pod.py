@@ -1,6 +1,7 @@
 """The pod of the `dev` overlay, as it is rendered, run by `podman kube play`."""
 
 import base64
+import json
 import time
 from copy import deepcopy
 from pathlib import Path
@@ -24,12 +25,21 @@ def pod_file(bench: Bench, folder: Path, port: int) -> Path:
     deployment = only(objects, "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     container["image"] = IMAGE
+    # podman wants to map the ports, which a host's network has not; and it does not know them by name.
+    del container["ports"]
+    for probe in ("startup", "readiness", "liveness"):
+        container[f"{probe}Probe"]["httpGet"]["port"] = port
     (named,) = (source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source)
     settings, secret = only(objects, "ConfigMap", named), only(objects, "Secret")
     settings["data"] |= {"DLTASK_DATABASE": bench.database, "DLTASK_HTTP_PORT": str(port)}
     secret["data"]["DLTASK_MONGODB_URI"] = base64.b64encode(bench.uri.encode()).decode()
+    # podman 4.3 stores a Secret of the file in a form in which its own `envFrom` cannot read it.
+    data = folder / "secret.json"
+    data.write_text(json.dumps(secret["data"]))
+    bench.engine.attempt("podman", "secret", "rm", secret["metadata"]["name"])
+    bench.engine.podman("secret", "create", secret["metadata"]["name"], data)
     path = folder / "pod.yaml"
-    path.write_text(yaml.safe_dump_all([secret, settings, deployment]))
+    path.write_text(yaml.safe_dump_all([settings, deployment]))
     return path
 
 
