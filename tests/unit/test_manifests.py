@@ -211,14 +211,6 @@ def test_the_network_is_closed_but_for_what_is_needed() -> None:
             assert wanted <= template["metadata"]["labels"].items(), (name, one["metadata"]["name"])
 
 
-def test_the_image_runs_as_the_user_of_the_manifest() -> None:
-    """The volumes belong to the pod's group; the image's own user must be in it."""
-    security = only(rendered("base"), "Deployment")["spec"]["template"]["spec"]["securityContext"]
-    dockerfile = (ROOT.parent / "Dockerfile").read_text()
-    assert f"\nUSER {security['runAsUser']}:{security['runAsGroup']}\n" in dockerfile
-    assert security["fsGroup"] == security["runAsGroup"]
-
-
 def test_kueue_finds_its_label_on_every_job() -> None:
     """KEDA copies the labels of a ScaledJob to its Jobs; one without would run beside all quotas."""
     jobs = [one for one in rendered("overlays/kueue") if one["kind"] == "ScaledJob"]
