@@ -74,6 +74,8 @@ def try_image(bench: Bench, folder: Path, found: checks.Found) -> None:
     """Everything that needs a running MongoDB."""
     _say("doctor")
     found |= checks.doctor(bench)
+    _say("torchrun")
+    found |= checks.ranks(bench, _free_port())
     _say("a worker")
     port = _free_port()
     worker = bench.start("worker", "serve", http_port=port)

@@ -8,6 +8,8 @@ from typing import Any
 from tests.image.build import IMAGE
 from tests.image.containers import MEMORY, TIGHT, USER, Bench, Container, wait_for
 from tests.image.engine import Engine, Failed
+from tests.manifests import ROOT as MANIFESTS
+from tests.manifests import only, rendered
 
 #: Iterations of the trainings: enough to learn from, and a few minutes on two cores.
 ITERATIONS = 60
@@ -16,6 +18,10 @@ ITERATIONS = 60
 COMPILERS = ("gcc", "g++", "cc", "c++", "clang", "make", "ld", "as", "pip", "pip3")
 
 Found = dict[str, Any]
+
+
+#: How the command of the JobSet is changed for one machine without GPUs.
+_ONE_NODE = {"--nnodes": "1", "--nproc-per-node": "2", "--node-rank": "0", "--master-addr": "127.0.0.1"}
 
 
 def check(good: bool, message: str) -> None:
@@ -51,6 +57,22 @@ def doctor(bench: Bench) -> Found:
     bad = [one for one in checks if not one["ok"]]
     check(not bad, f"doctor: {bad}")
     return {"doctor": f"{len(checks)} checks ok"}
+
+
+def ranks(bench: Bench, port: int) -> Found:
+    """torchrun as the JobSet of the overlay multinode starts it, on one node with two ranks."""
+    job = only(rendered("overlays/multinode"), "JobSet")["spec"]["replicatedJobs"][0]["template"]["spec"]
+    program, *options, script = job["template"]["spec"]["containers"][0]["command"]
+    changed = _ONE_NODE | {"--master-port": str(port)}
+    values = {name: changed.get(name, value) for name, _, value in (option.partition("=") for option in options)}
+    mounted = f"--volume={MANIFESTS / 'overlays' / 'multinode'}:/program:ro"
+    said = bench.engine.podman(
+        *("run", *TIGHT, "--rm", mounted, f"--entrypoint={program}", IMAGE),
+        *(f"{name}={value}" for name, value in values.items()),
+        script,
+    )
+    check('{"nodes": 1, "ranks": 2, "backend": "gloo"}' in said, f"torchrun said {said!r}")
+    return {"torchrun": "two ranks reach each other"}
 
 
 def held_tight(container: Container) -> Found:
