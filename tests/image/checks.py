@@ -11,8 +11,8 @@ from tests.image.engine import Engine, Failed
 from tests.manifests import ROOT as MANIFESTS
 from tests.manifests import only, rendered
 
-#: Iterations of the trainings: enough to learn from, and a few minutes on two cores.
-ITERATIONS = 60
+#: Iterations of a training that learns something, and of one that is only to be stopped and resumed.
+ITERATIONS, FEW_ITERATIONS = 60, 20
 
 #: None of these has any business in the image.
 COMPILERS = ("gcc", "g++", "cc", "c++", "clang", "make", "ld", "as", "pip", "pip3")
@@ -129,7 +129,7 @@ def trained_and_tested(bench: Bench) -> Found:
 
 def drained(bench: Bench, container: Container) -> tuple[Found, int]:
     """SIGTERM in the middle of a training: the task waits again, with a snapshot; returns its number too."""
-    task_id = bench.submit("train", max_num_iters=ITERATIONS)
+    task_id = bench.submit("train", max_num_iters=FEW_ITERATIONS)
     wait_for(
         f"progress of task {task_id}", lambda: bench.task(task_id).get("progress", {}).get("iteration", 0) >= 2, 300
     )
