@@ -47,7 +47,7 @@ k8s: setup  ## render every overlay into build/k8s, and validate what is rendere
 	@.venv/bin/python -m pytest -q tests/unit/test_manifests.py tests/unit/test_manifest_schemas.py
 
 # Its last line is one JSON object, and nothing may print after it.
-image-test: setup  ## build the image and run it for real, without Docker (root; 20 minutes, 45 GB while it runs)
+image-test: setup  ## build the image and run it for real, without Docker (root; half an hour, 45 GB while it runs)
 	@.venv/bin/python -m tests.image
 
 # --strict: else what cannot be looked up counts as having no vulnerability.

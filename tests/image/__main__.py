@@ -1,7 +1,7 @@
 """`python -m tests.image`: builds the image and runs it, for real, without a Docker daemon; `make image-test`.
 
 Needs root, apt-get and the package index. It prints a table, and last one line of JSON with the same; the exit code is
-0 if everything held. About 20 minutes on two cores, and 45 GB on disk meanwhile. No part of `make test`: it installs
+0 if everything held. Half an hour on two busy cores, and 45 GB on disk meanwhile. No part of `make test`: it installs
 Debian packages, and the image is 7 GB.
 """
 
