@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench chaos fuzz recovery audit clean
+.PHONY: help setup demo test lint bench chaos fuzz recovery k8s image-test audit clean
 
 SECONDS ?= 600
 DOCUMENTS ?= 20000
@@ -10,7 +10,7 @@ SEED ?= 1
 WORKERS ?= 4
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 17
 
 setup:  ## create ./.venv with dltask and everything it needs
 	@scripts/setup.sh
@@ -40,6 +40,15 @@ fuzz: setup  ## DOCUMENTS=20000 SEED=1: hostile task documents against a real se
 
 recovery: setup  ## how soon the service is itself again after a fault (25 minutes)
 	@.venv/bin/python benchmarks/recovery.py
+
+k8s: setup  ## render every overlay into build/k8s, and validate what is rendered
+	@mkdir -p build/k8s && for folder in k8s/base k8s/overlays/*; do \
+		.venv/bin/kubectl kustomize "$$folder" >"build/k8s/$$(basename "$$folder").yaml" || exit 1; done
+	@.venv/bin/python -m pytest -q tests/unit/test_manifests.py tests/unit/test_manifest_schemas.py
+
+# Its last line is one JSON object, and nothing may print after it.
+image-test: setup  ## build the image and run it for real, without Docker (root; half an hour, 45 GB while it runs)
+	@.venv/bin/python -m tests.image
 
 # --strict: else what cannot be looked up counts as having no vulnerability.
 audit: setup  ## look up known vulnerabilities of the pinned dependencies (needs pypi.org)

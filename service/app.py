@@ -48,15 +48,15 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 _HINTS = 1000
 
 
-def run(settings: Settings) -> int:
-    """Run the service until SIGTERM; returns the exit code: 0, or 2 if it could not start."""
+def run(settings: Settings, *, once: bool = False) -> int:
+    """Run the service until SIGTERM, or `once` for one task; returns the exit code: 0, or 2 if it could not start."""
     uri = settings.mongodb_uri.get_secret_value()
     story = logs.Story()
     logs.configure(settings.log_format, settings.log_level, mask=lambda text: masked(text, uri), story=story)
     hide_from_children()
     failures: list[StartupError] = []
     try:
-        anyio.run(serve, settings, story)
+        anyio.run(serve, settings, story, once)
     except* StartupError as errors:
         failures = [error for error in errors.exceptions if isinstance(error, StartupError)]
     for failure in failures:
@@ -64,8 +64,8 @@ def run(settings: Settings) -> int:
     return 2 if failures else 0
 
 
-async def serve(settings: Settings, story: logs.Story) -> None:
-    """Serve until SIGTERM or SIGINT. Raises StartupError."""
+async def serve(settings: Settings, story: logs.Story, once: bool) -> None:
+    """Serve until SIGTERM or SIGINT, or with `once` until one task has been run. Raises StartupError."""
     uri = settings.mongodb_uri.get_secret_value()
     # Unique for each start of a process: pod names and process numbers come back, and a fence must not.
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -82,7 +82,7 @@ async def serve(settings: Settings, story: logs.Story) -> None:
         devices = await find_devices(settings)
         await anyio.to_thread.run_sync(require_cache, settings.cache_dir)
         with run_folder(settings.cache_dir, owner) as runs:
-            await _serve(settings, story, store, devices, owner, runs, metrics)
+            await _serve(settings, story, store, devices, owner, runs, metrics, once=once)
     log.info("service stopped")
 
 
@@ -94,13 +94,15 @@ async def _serve(
     owner: str,
     runs: Path,
     metrics: Metrics,
+    *,
+    once: bool,
 ) -> None:
     environment = child_environment(settings.mongodb_uri.get_secret_value())
     cache = ImageCache(settings.cache_dir / "images", max_bytes=settings.cache_bytes)
     new_hints, hints_to_admit = anyio.create_memory_object_stream[Hint](_HINTS)
     with new_hints, hints_to_admit:
         async with anyio.create_task_group() as background:
-            children = Children(settings.child_command, environment, background, metrics=metrics)
+            children = Children(settings.child_command, environment, background, metrics=metrics, once=once)
 
             def make_attempt(task: Task, taken: tuple[str, ...]) -> Attempt:
                 return Attempt(
@@ -124,13 +126,15 @@ async def _serve(
                 poll_seconds=settings.sweep_seconds,
                 make_attempt=make_attempt,
                 metrics=metrics,
+                min_device_num=settings.min_device_num,
+                once=once,
             )
             sweeper = Sweeper(
                 store,
                 owner=owner,
                 every_seconds=settings.sweep_seconds,
                 wake=dispatcher.wake,
-                describe=lambda: _describe(store, devices, dispatcher),
+                describe=lambda: _describe(settings, store, devices, dispatcher),
                 story=story,
                 metrics=metrics,
             )
@@ -178,7 +182,9 @@ async def _serve(
             background.start_soon(keep_clean, store, cache)
             background.start_soon(live.run)
             try:
-                await children.warm_up()
+                # A worker without devices admits, sweeps and shows, and would keep torch in memory for nothing.
+                if any(devices.total.values()):
+                    await children.warm_up()
             except OSError as error:
                 raise StartupError(f"DLTASK_CHILD_COMMAND cannot be started: {error}") from error
             log.info(
@@ -218,7 +224,7 @@ async def _drain_on_signal(dispatcher: Dispatcher) -> None:
             dispatcher.drain()
 
 
-def _describe(store: Store, devices: Devices, dispatcher: Dispatcher) -> Document:
+def _describe(settings: Settings, store: Store, devices: Devices, dispatcher: Dispatcher) -> Document:
     """What DL_WORKER says of this worker."""
     return {
         "host": socket.gethostname(),
@@ -229,6 +235,7 @@ def _describe(store: Store, devices: Devices, dispatcher: Dispatcher) -> Documen
         "devices": dict(devices.total),
         "free": devices.free(),
         "fallback": devices.fallback,
+        "min_device_num": settings.min_device_num,
         "running": sorted(dispatcher.running),
         "resting": dispatcher.resting,
     }

@@ -25,12 +25,19 @@ PATIENCE_SECONDS = 60.0
 #: Seconds for which a worker claims nothing after a fault of its machine; doubled with each further one, to a limit.
 _REST_SECONDS, _LONGEST_REST_SECONDS = 5.0, 300.0
 
+#: Seconds for which a worker of one task looks for it while the database answers.
+ONCE_SECONDS = 10.0
+
 #: Seconds after a claim that raised during which the server may still carry it out.
 _UNSURE_SECONDS = OPERATION_TIMEOUT_MS / 1000
 
 
 class Dispatcher:
-    """Claims and runs. `wake` is a hint that there may be work; without one it looks every `poll_seconds`."""
+    """Claims and runs. `wake` is a hint that there may be work; without one it looks every `poll_seconds`.
+
+    `once`: takes up one task at most, looks for it no longer than `once_seconds`, and is over when the task is. Tasks
+    that need fewer than `min_device_num` devices are left to other workers.
+    """
 
     def __init__(
         self,
@@ -41,7 +48,10 @@ class Dispatcher:
         poll_seconds: float,
         make_attempt: Callable[[Task, tuple[str, ...]], Attempt],
         metrics: Metrics,
+        min_device_num: int = 1,
+        once: bool = False,
         patience_seconds: float = PATIENCE_SECONDS,
+        once_seconds: float = ONCE_SECONDS,
     ) -> None:
         self._store = store
         self._metrics = metrics
@@ -49,7 +59,12 @@ class Dispatcher:
         self._owner = owner
         self._poll_seconds = poll_seconds
         self._make_attempt = make_attempt
+        self._min_device_num = min_device_num
+        self._once = once
         self._patience_seconds = patience_seconds
+        self._once_seconds = once_seconds
+        #: Whether a task has been taken up, ever.
+        self._taken = False
         self._woken = anyio.Event()
         self._draining = False
         self._rests = 0
@@ -91,9 +106,10 @@ class Dispatcher:
                 attempt.end(Ending.CANCELLED)
 
     async def run(self) -> None:
-        """Claim and run until drained, and until what runs has ended."""
+        """Claim and run until drained, or `once` until no more is to be taken; and until what runs has ended."""
+        look_until = anyio.current_time() + self._once_seconds
         async with anyio.create_task_group() as attempts:
-            while not self._draining:
+            while not self._draining and not self._enough(max(look_until, self._unsure_until)):
                 self._woken = anyio.Event()
                 try:
                     await self._take_up(attempts)
@@ -108,10 +124,23 @@ class Dispatcher:
                 # Whichever is first: a hint, a freed device, or the next poll.
                 with anyio.move_on_after(self._poll_seconds):
                     await self._woken.wait()
+            # What a claim took although it raised must not run in the name of nobody.
             try:
                 await self._take_up(attempts)
             except StoreError as error:
                 log.warning("last claim not taken up", reason=brief(error))
+
+    def _enough(self, look_until: float) -> bool:
+        """Whether a worker of one task has had it, or has looked for it long enough."""
+        if not self._once:
+            return False
+        if self._taken:
+            log.info("once task taken")
+            return True
+        if anyio.current_time() >= look_until:
+            log.info("once no task", seconds=self._once_seconds)
+            return True
+        return False
 
     async def _take_up(self, attempts: TaskGroup) -> None:
         """Run what a claim took although it raised. Drained, such an attempt gives its task back at once."""
@@ -124,11 +153,11 @@ class Dispatcher:
                 await self._start(attempts, document)
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
-        while not self._draining and not self.resting:
+        while not self._draining and not self.resting and not (self._once and self._taken):
             if any(attempt.task.runs_alone for attempt in self._attempts):
                 return
             free, idle = await self._claimable(), not self._attempts
-            document = await self._store.tasks.claim(self._owner, free, idle=idle)
+            document = await self._store.tasks.claim(self._owner, free, idle=idle, least=self._min_device_num)
             if document is None:
                 return
             await self._start(attempts, document)
@@ -139,7 +168,7 @@ class Dispatcher:
         for kind, total in self._devices.total.items():
             if not self._attempts or free[kind] == 0:
                 continue
-            head = await self._store.tasks.head(kind, total, self._patience_seconds)
+            head = await self._store.tasks.head(kind, total, self._patience_seconds, least=self._min_device_num)
             if head is None or not head.waited_long:
                 continue
             if head.runs_alone:
@@ -152,6 +181,8 @@ class Dispatcher:
         return free
 
     async def _start(self, attempts: TaskGroup, document: Document) -> None:
+        one_too_many = self._once and self._taken
+        self._taken = True
         try:
             task = Task.from_document(document)
         except ValueError as error:
@@ -170,8 +201,8 @@ class Dispatcher:
                 # Deleted and inserted again, or taken from us: what runs of it is nobody's, though it may not know yet.
                 other.end(Ending.LOST)
         self._attempts.append(attempt)
-        if self._draining or len(devices) < task.params.device_num:
-            # Fewer: a claim that was carried out late, when the devices had gone to another task.
+        if self._draining or one_too_many or len(devices) < task.params.device_num:
+            # Fewer, or too many: a claim that was carried out late, when another had taken the devices or the place.
             attempt.end(Ending.DRAINED)
         attempts.start_soon(self._run_attempt, attempt)
 

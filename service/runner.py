@@ -139,12 +139,23 @@ class Child:
 
 
 class Children:
-    """Starts children, and keeps one warm: torch is imported before a job comes."""
+    """Starts children, and keeps one warm: torch is imported before a job comes.
+
+    `once`: one job is all that comes, so that nothing is warmed up after it.
+    """
 
     def __init__(
-        self, command: tuple[str, ...], environment: Mapping[str, str], group: TaskGroup, *, metrics: Metrics
+        self,
+        command: tuple[str, ...],
+        environment: Mapping[str, str],
+        group: TaskGroup,
+        *,
+        metrics: Metrics,
+        once: bool = False,
     ) -> None:
         self._command = command
+        self._once = once
+        self._taken = False
         self._environment = environment
         self._group = group
         self._metrics = metrics
@@ -154,6 +165,8 @@ class Children:
 
     async def warm_up(self) -> None:
         """Have a warm child waiting, from now on. Raises OSError."""
+        if self._once and self._taken:
+            return
         async with self._warming:
             if self._warm is not None and not self._warm.alive:
                 await self._close(self._warm)
@@ -164,6 +177,7 @@ class Children:
     @asynccontextmanager
     async def take(self) -> AsyncIterator[Child]:
         """A child of one's own, warm if there is one; nothing of it is left afterwards."""
+        self._taken = True
         child, self._warm = self._warm, None
         if child is None or not child.alive:
             if child is not None:

@@ -26,6 +26,8 @@ class Settings(DatabaseSettings):
     cpu_devices: int = Field(1, ge=0, le=1024)
     #: GPUs that this worker uses; absent: all that torch sees.
     gpu_devices: int | None = Field(None, ge=0, le=1024)
+    #: Tasks that need fewer devices are left to other workers: eight GPUs are too dear for a task that needs one.
+    min_device_num: int = Field(1, ge=1, le=1024)
     #: `cpu`: a worker without a GPU takes GPU tasks too and runs them on its CPU devices; the result says so.
     gpu_fallback: Literal["none", "cpu"] = "none"
     #: Seconds from SIGTERM until what still runs is killed; running trainings save a snapshot in that time.

@@ -138,7 +138,11 @@ def why_waiting(
         return f"written by a newer version (schema {document['schema_version']}); no live worker understands it"
     params = part(document, "param_request")
     kind, needed = str(params.get("device_type")), number(params.get("device_num"))
-    able = [worker for worker in workers if number(part(worker, "devices").get(kind)) >= needed]
+    able = [
+        worker
+        for worker in workers
+        if number(part(worker, "devices").get(kind)) >= needed >= number(worker.get("min_device_num"))
+    ]
     if not able:
         return f"needs {needed} {kind}; no live worker has them"
     if all(worker.get("resting") is True for worker in able):

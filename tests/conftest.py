@@ -82,14 +82,15 @@ def db(mongo_uri: str, database_name: str) -> Iterator[Database[dict[str, Any]]]
 
 @pytest.fixture
 def serve(dltask_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Starts services, with the stand-in child unless they get another; settings are given as `cpu_devices=2`.
+    """Starts services, with the stand-in child unless they get another; settings are given as `cpu_devices=2`, options
+    of `dltask serve` as they are.
 
     They end with the test.
     """
     started: list[Service] = []
     with contextlib.ExitStack() as files:
 
-        def start(**settings: Any) -> Service:
+        def start(*options: str, **settings: Any) -> Service:
             env = dltask_env | {
                 "DLTASK_CHILD_COMMAND": STANDIN,
                 "STANDIN_LOG": str(tmp_path / "children.jsonl"),
@@ -100,7 +101,8 @@ def serve(dltask_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., 
             env |= {f"DLTASK_{name.upper()}": str(value) for name, value in settings.items()}
             log = tmp_path / f"service-{len(started)}.log"
             out = files.enter_context(log.open("wb"))
-            process = subprocess.Popen([sys.executable, "-m", "service.cli", "serve"], env=env, stderr=out)
+            command = [sys.executable, "-m", "service.cli", "serve", *options]
+            process = subprocess.Popen(command, env=env, stderr=out)
             service = Service(process, log)
             started.append(service)
             wait_for(lambda: "service ready" in log.read_text() or process.poll() is not None)

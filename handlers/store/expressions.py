@@ -115,9 +115,11 @@ ONLY_WHAT_ENDED: Document = {
 }
 
 
-def fits(kind: str, number: int) -> Document:
-    """The query for tasks that need at most so many devices of a kind."""
-    return {"param_request.device_type": kind, "param_request.device_num": {"$lte": number}}
+def fits(kind: str, number: int, least: int = 1) -> Document:
+    """The query for tasks that need at most so many devices of a kind, and at least `least`."""
+    # No lower bound unless one is asked for: what was changed by hand to 0 is claimed, and ended with a reason.
+    above = {"$gte": least} if least > 1 else {}
+    return {"param_request.device_type": kind, "param_request.device_num": {**above, "$lte": number}}
 
 
 def due() -> Document:

@@ -272,16 +272,17 @@ class Tasks:
 
     # ---- claim
 
-    async def claim(self, owner: str, free: Mapping[str, int], *, idle: bool = True) -> Document | None:
+    async def claim(self, owner: str, free: Mapping[str, int], *, idle: bool = True, least: int = 1) -> Document | None:
         """Take the best PENDING task that fits into `free` devices (`{"CPU": 1, "GPU": 4}`), or None.
 
-        `idle`: nothing else runs on this worker, so that it may take a task that is to run alone.
+        `idle`: nothing else runs on this worker, so that it may take a task that is to run alone. Tasks that need
+        fewer than `least` devices are left to others.
 
         Atomic: of many claimers one gets it. Raises nothing for a queue that holds only what does not fit.
         """
         # One that cannot be counted up stays, for the worker to end that task with a reason.
         raised = {"$cond": [is_count("attempt"), {"$add": ["$attempt", 1]}, "$attempt"]}
-        needs = [fits(kind, number) for kind, number in free.items() if number > 0]
+        needs = [fits(kind, number, least) for kind, number in free.items() if number > 0]
         if not needs:
             return None
         update: list[Document] = [
@@ -351,13 +352,13 @@ class Tasks:
         )
         return [_runnable(document) for document in await self._db.call(cursor.to_list)]
 
-    async def head(self, kind: str, total: int, patience_seconds: float) -> Head | None:
-        """The best due task that fits into `total` devices of a kind."""
+    async def head(self, kind: str, total: int, patience_seconds: float, *, least: int = 1) -> Head | None:
+        """The best due task that fits into `total` devices of a kind, and needs at least `least`."""
         found = await self._db.call(
             self._tasks.find_one,
             {
                 "status": TaskStatus.PENDING.name,
-                **fits(kind, total),
+                **fits(kind, total, least),
                 **IN_QUEUE_INDEX,
                 **UNDERSTOOD,
                 "$expr": {"$and": [due(), IS_ADMITTED]},

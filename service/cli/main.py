@@ -74,12 +74,16 @@ def _masked(text: str) -> str:
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    once: Annotated[
+        bool, typer.Option("--once", help="Run one task and exit; exit too if there is none to take.")
+    ] = False,
+) -> None:
     """Run the service until SIGTERM."""
     from service import app as service
     from service.settings import Settings
 
-    raise typer.Exit(service.run(Settings()))
+    raise typer.Exit(service.run(Settings(), once=once))
 
 
 @app.command()

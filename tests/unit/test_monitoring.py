@@ -165,3 +165,9 @@ def test_alerts_can_see_the_first_of_each_kind() -> None:
         assert seen(name) == 0
     codes = {value for (name, labels) in seen.values for label, value in labels if name == "dltask_admissions_total"}
     assert codes == {code.name for code in TaskErrorCode}
+
+
+def test_the_operator_gets_the_same_rules() -> None:
+    rule = yaml.safe_load((ROOT / "k8s" / "components" / "monitoring" / "prometheusrule.yaml").read_text())
+    assert rule["kind"] == "PrometheusRule"
+    assert rule["spec"] == yaml.safe_load(ALERTS.read_text())
