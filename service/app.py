@@ -24,7 +24,6 @@ from service.attempt import Attempt
 from service.checks.machine import require_cache
 from service.devices import Devices, find_devices
 from service.dispatcher import Dispatcher
-from service.gpus import Gpus
 from service.janitor import keep_clean
 from service.metrics import Metrics
 from service.run_folders import run_folder
@@ -33,14 +32,7 @@ from service.secrecy import child_environment, hide_from_children
 from service.settings import Settings
 from service.sweeper import ADMITTERS, Sweeper
 from service.watcher import Watcher
-from service.web.guard import is_loopback
-from service.web.live import Live
-from service.web.metrics import keep_reading, metrics_routes
-from service.web.page import Pages
-from service.web.probes import probe_routes
-from service.web.reading import Reading
-from service.web.render import Renderer
-from service.web.server import http_server
+from service.web.site import site
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -170,17 +162,12 @@ async def _serve(
                     draining=dispatcher.draining,
                 )
 
-            if settings.http_port != "off":
-                background.start_soon(keep_reading, store, metrics)
-            reading, renderer = Reading(store), Renderer()
-            live = Live(reading, renderer)
             background.start_soon(_drain_on_signal, dispatcher)
             background.start_soon(watcher.run)
             for _ in range(ADMITTERS):
                 background.start_soon(sweeper.admit_from, hints_to_admit)
             background.start_soon(sweeper.run)
             background.start_soon(keep_clean, store, cache)
-            background.start_soon(live.run)
             try:
                 # A worker without devices admits, sweeps and shows, and would keep torch in memory for nothing.
                 if any(devices.total.values()):
@@ -195,16 +182,10 @@ async def _serve(
                 gpu_fallback=devices.fallback,
             )
             try:
-                pages = Pages(reading, renderer, live, local=is_loopback(settings.http_host))
-                routes = [
-                    *probe_routes(why_not_ready),
-                    *metrics_routes(metrics, Gpus(environment), look),
-                    *pages.routes(),
-                ]
-                async with http_server(routes, settings.http_host, settings.http_port):
+                web = site(settings, store, metrics, environment=environment, why_not_ready=why_not_ready, look=look)
+                async with web:
                     # Returns once drained: attempts first, since they need the watcher, the leases and the database.
                     await dispatcher.run()
-                    live.close()
             finally:
                 with anyio.CancelScope(shield=True):
                     await children.close()

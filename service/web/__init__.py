@@ -1,1 +1,1 @@
-"""What a worker serves over HTTP: the probes, the metrics, the page. Read-only; `server` puts it together."""
+"""What a worker serves over HTTP: the probes, the metrics, the page. Read-only; `site` puts it together."""

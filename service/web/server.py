@@ -3,7 +3,6 @@
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Literal
 
 import anyio
 import structlog
@@ -27,14 +26,11 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def http_server(routes: Sequence[BaseRoute], host: str, port: int | Literal["off"]) -> AsyncIterator[None]:
-    """Serve `routes` on `host:port` (0: any free port, `off`: nowhere) inside this context.
+async def http_server(routes: Sequence[BaseRoute], host: str, port: int) -> AsyncIterator[None]:
+    """Serve `routes` on `host:port` (0: any free port) inside this context.
 
     A port that cannot be had is logged, and the work goes on without: it does not need anybody to look at it.
     """
-    if port == "off":
-        yield
-        return
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
