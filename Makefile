@@ -8,6 +8,7 @@ SECONDS ?= 600
 DOCUMENTS ?= 20000
 SEED ?= 1
 WORKERS ?= 4
+JOBS ?= 3
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 17
@@ -19,8 +20,9 @@ setup:  ## create ./.venv with dltask and everything it needs
 demo: setup  ## train and test a detector on this machine: no MongoDB, no GPU needed
 	@.venv/bin/dltask demo
 
-test: setup  ## run every test
-	@.venv/bin/python -m pytest
+# By files, which share their servers. More jobs than cores, since most tests wait.
+test: setup  ## JOBS=3: run every test
+	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup  ## ruff, strict mypy, and the layers (import-linter)
 	@.venv/bin/ruff check
