@@ -176,7 +176,7 @@ def test_a_rolling_upgrade_with_tasks_running(
             inserted.append(number)
 
     insert(4)
-    running(db, 1)
+    wait_for(lambda: db.DL_TASK.find_one({"task_id": 1, "attempt": 1}))
     for place in range(2):
         new = serve()
         insert(3)
