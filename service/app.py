@@ -190,8 +190,9 @@ async def _serve(
                 with anyio.CancelScope(shield=True):
                     await children.close()
                     try:
-                        # Not while the database is away: a pod that stops has not the time for one more time-out.
-                        if sweeper.connected:
+                        # Briefly: a pod that stops has not the time for a database that is away.
+                        with store.database.looking():
+                            await sweeper.tell_late()
                             await store.workers.leave(owner)
                     except StoreError as error:
                         log.info("worker not taken off the list", reason=brief(error))

@@ -65,7 +65,7 @@ class Sweeper:
             self._sweep_missed,
             self._cancel_waiting,
             self._recover,
-            self._tell_late,
+            self.tell_late,
         )
 
     @property
@@ -201,8 +201,11 @@ class Sweeper:
         quiet = quiet_renew_seconds(self._store.tasks.lease_seconds)
         return since is not None and time.monotonic() - since >= 2 * quiet
 
-    async def _tell_late(self) -> None:
-        """Store the last log lines of attempts that ended while the database was away, or whose worker is gone."""
+    async def tell_late(self) -> None:
+        """Store the last log lines of attempts that ended while the database was away, or whose worker is gone.
+
+        Raises StoreError.
+        """
         while self._story.left:
             task_id, lines = self._story.left.popleft()
             try:

@@ -30,7 +30,6 @@ class Models:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._models = database.collection("DL_MODEL")
-        self._raw = database.raw("DL_MODEL")
 
     async def find(self, reference: str) -> Document | None:
         """The version that `name` (its newest) or `name:version` refers to; None if it is not registered.
@@ -63,7 +62,7 @@ class Models:
             {"$replaceWith": "$newest"},
             {"$project": _LISTED},
         ]
-        cursor = await self._db.look(self._raw.aggregate, newest)
+        cursor = await self._db.look(self._db.raw("DL_MODEL").aggregate, newest)
         return legible(await self._db.look(cursor.to_list))
 
     async def versions(self, name: str, limit: int) -> list[Document]:
@@ -74,7 +73,7 @@ class Models:
             {"$limit": limit},
             {"$project": _LISTED},
         ]
-        cursor = await self._db.look(self._raw.aggregate, pipeline)
+        cursor = await self._db.look(self._db.raw("DL_MODEL").aggregate, pipeline)
         return legible(await self._db.look(cursor.to_list))
 
     async def per_class(self, name: str, version: Any) -> Any:
@@ -83,7 +82,7 @@ class Models:
             {"$match": {"model_name": name, "version": version}},
             {"$project": {"_id": False, "it": bounded("metrics.per_class", 2_000_000)}},
         ]
-        cursor = await self._db.look(self._raw.aggregate, pipeline)
+        cursor = await self._db.look(self._db.raw("DL_MODEL").aggregate, pipeline)
         return next((found.get("it") for found in legible(await self._db.look(cursor.to_list))), None)
 
     async def next_version(self, name: str, session: AsyncClientSession) -> int:
@@ -124,7 +123,7 @@ class Models:
     async def version_of(self, task_id: Any) -> tuple[Any, Any] | None:
         """Name and version of the model that a task made; for whoever only looks on."""
         fields = {"_id": False, "name": bounded("model_name", 500), "version": bounded("version", 200)}
-        cursor = self._raw.find({"task_id": task_id}, fields).limit(1)
+        cursor = self._db.raw("DL_MODEL").find({"task_id": task_id}, fields).limit(1)
         found = legible(await self._db.look(cursor.to_list))
         return (found[0].get("name"), found[0].get("version")) if found else None
 

@@ -6,10 +6,12 @@ Anybody may look, as often as they like, at documents that anybody wrote. So eve
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from bson.raw_bson import RawBSONDocument
 from pymongo import DESCENDING
+from pymongo.asynchronous.collection import AsyncCollection
 
 from handlers.store.database import Database, Document
 from handlers.store.documents import readable, reference, referred
@@ -80,7 +82,11 @@ class Overview:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._tasks = database.collection("DL_TASK")
-        self._raw = database.raw("DL_TASK")
+
+    @cached_property
+    def _raw(self) -> AsyncCollection[RawBSONDocument]:
+        """DL_TASK, for what clients wrote. Opened when first read: mongomock, in unit tests, knows no raw documents."""
+        return self._db.raw("DL_TASK")
 
     async def newest(self, limit: int) -> list[Document]:
         """The newest documents, running and waiting ones first, without id lists and reports."""

@@ -19,7 +19,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, WriteConcernError
 
 from handlers.errors import LostTask
-from handlers.store.database import CODEC, Database, Document, StoreError, brief, refused
+from handlers.store.database import Database, Document, StoreError, brief, refused
 from handlers.store.documents import Unnameable, identity, named, readable
 from handlers.store.expressions import (
     ADMITTED,
@@ -138,7 +138,7 @@ class Tasks:
     @cached_property
     def _raw(self) -> AsyncCollection[RawBSONDocument]:
         """DL_TASK, for what clients wrote: see `documents`."""
-        return self._tasks.with_options(codec_options=CODEC.with_options(document_class=RawBSONDocument))
+        return self._db.raw("DL_TASK")
 
     # ---- a client's writes
 

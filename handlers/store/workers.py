@@ -22,7 +22,6 @@ class Workers:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._workers = database.collection("DL_WORKER")
-        self._raw = database.raw("DL_WORKER")
 
     async def renew(self, owner: str, fields: Mapping[str, Any]) -> None:
         """Say that `owner` is alive; `fields` are its host, version, devices and running tasks."""
@@ -45,5 +44,5 @@ class Workers:
         """Live workers, by name, as far as they are shown; for whoever only looks on."""
         project = {name: bounded(name, size) for name, size in _SHOWN.items()}
         pipeline: list[Document] = [{"$sort": {"_id": 1}}, {"$limit": limit}, {"$project": project}]
-        cursor = await self._db.look(self._raw.aggregate, pipeline)
+        cursor = await self._db.look(self._db.raw("DL_WORKER").aggregate, pipeline)
         return legible(await self._db.look(cursor.to_list))

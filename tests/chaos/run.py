@@ -19,6 +19,7 @@ from tests.chaos.faults import Fault, Faults
 from tests.chaos.fleet import Fleet, environment, fleet
 from tests.chaos.history import History
 from tests.chaos.processes import wait_until
+from tests.chaos.pulse import Pulse
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -74,6 +75,8 @@ def _run(
     client = Client(db, seed)
     client.prepare()
     client.train_first()
+    pulse = Pulse(mongo.uri)
+    pulse.start()
     wait_until(lambda: history.records and not history.open(), 60, "the first training has ended")
     faults = Faults(crew, mongo, db, client, seed=seed, lease_seconds=LEASE_SECONDS, silence_seconds=SILENCE_SECONDS)
     until = time.time() + seconds
@@ -106,7 +109,8 @@ def _run(
         log.error("chaos", reason=str(error), open=[str(record) for record in history.open()[:5]])  # noqa: TRY400
     exits = crew.stop()
     history.stop()
-    return _report(mongo, crew, history, client, faults, db, mark, exits, seconds=seconds, seed=seed)
+    pulse.stop()
+    return _report(mongo, crew, history, client, faults, pulse, db, mark, exits, seconds=seconds, seed=seed)
 
 
 def _report(
@@ -115,6 +119,7 @@ def _report(
     history: History,
     client: Client,
     faults: Faults,
+    pulse: Pulse,
     db: Any,
     mark: str,
     exits: list[int],
@@ -123,7 +128,8 @@ def _report(
     seed: int,
 ) -> dict[str, Any]:
     """The counts, and under `problems` what they count."""
-    taken = verdict.takeovers(crew.deaths, history, faults.intervals, after=_UNJUDGED_SECONDS)
+    troubles = [*faults.intervals, *pulse.silences]
+    taken = verdict.takeovers(crew.deaths, history, troubles, after=_UNJUDGED_SECONDS)
     undisturbed = [takeover.seconds for takeover in taken if not takeover.excused]
     allowed = LEASE_SECONDS + SWEEP_SECONDS + _NOISE_SECONDS
     problems = {
@@ -157,6 +163,7 @@ def _report(
         "takeovers": len(taken),
         "takeovers_undisturbed": len(undisturbed),
         "longest_undisturbed_seconds": round(max(undisturbed, default=0), 1),
+        "database_silent_seconds": round(sum(silence.end - silence.begin for silence in pulse.silences)),
         "worker_mb": round(max(worker.peak_mb for worker in crew.workers)),
         "faults": dict(sorted(faults.counts.items())),
         "faults_not_done": len(faults.failed),

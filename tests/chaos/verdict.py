@@ -92,7 +92,7 @@ def takeovers(deaths: Iterable[Death], history: History, faults: Iterable[Interv
 
     `after`: seconds after a fault of the database in which no lease is judged.
     """
-    faults = [fault for fault in faults if fault.lane == "database"]
+    spans = _joined((fault.begin, fault.end + after) for fault in faults if fault.lane == "database")
     found = []
     for death in deaths:
         for record in history.records.values():
@@ -100,10 +100,21 @@ def takeovers(deaths: Iterable[Death], history: History, faults: Iterable[Interv
                 until = following.at.timestamp()
                 if change.owner != death.owner or change.status != "RUNNING" or until < death.at:
                     continue
-                spans = [min(f.end + after, until) - max(f.begin, death.at) for f in faults]
-                died, excused = datetime.fromtimestamp(death.at, UTC), sum(span for span in spans if span > 0)
+                died = datetime.fromtimestamp(death.at, UTC)
+                excused = sum(max(0.0, min(end, until) - max(begin, death.at)) for begin, end in spans)
                 found.append(Takeover(record.task_id, death.owner, died, until - death.at, excused))
     return found
+
+
+def _joined(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same time, in spans that do not overlap."""
+    joined: list[tuple[float, float]] = []
+    for begin, end in sorted(spans):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((begin, end))
+    return joined
 
 
 def untold(history: History, db: Database[dict[str, Any]], fleet: Fleet) -> list[str]:
