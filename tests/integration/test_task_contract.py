@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 from bson import Decimal128, Int64, ObjectId
-from mongomock_motor import AsyncMongoMockClient
 from pymongo.asynchronous.collection import AsyncCollection
 
 from handlers.errors import LostTask
@@ -30,16 +29,10 @@ from handlers.store.database import Database
 from handlers.store.tasks import Tasks
 from schemas.params import check_params, stored_params
 from schemas.task import Task
+from tests.mock_database import MockDatabase
 
 Collection = AsyncCollection[dict[str, Any]]
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-class MockDatabase(Database):
-    """The store's database over mongomock, which takes no codec options and no write concern."""
-
-    def __init__(self) -> None:
-        self.db = AsyncMongoMockClient(tz_aware=True)["mock"]
 
 
 @pytest.fixture(params=["mongod", "mongomock"])

@@ -7,26 +7,15 @@ from typing import Any
 
 import pytest
 from bson import Decimal128, Int64, ObjectId
-from mongomock_motor import AsyncMongoMockClient
 
 from handlers.admission import check
 from handlers.store import Store, open_store
-from handlers.store.database import Database
 from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode
 from schemas.task import SERVICE_FIELDS
+from tests.mock_database import MockDatabase
 
 CODES = TaskErrorCode
-
-
-class MockDatabase(Database):
-    """The store's database over mongomock: no codecs, no GridFS buckets (their collections are there)."""
-
-    def __init__(self) -> None:
-        self.db = AsyncMongoMockClient()["dl"]
-
-    def bucket(self, name: str) -> Any:
-        return None
 
 
 @pytest.fixture
