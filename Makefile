@@ -20,9 +20,9 @@ setup:  ## create ./.venv with dltask and everything it needs
 demo: setup  ## train and test a detector on this machine: no MongoDB, no GPU needed
 	@.venv/bin/dltask demo
 
-# By files, which share their servers. More jobs than cores, since most tests wait.
+# By files, which share their servers, the longest first. More jobs than cores, since most tests wait.
 test: setup  ## JOBS=3: run every test
-	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
+	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff, strict mypy, and the layers (import-linter)
 	@.venv/bin/ruff check
