@@ -26,6 +26,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.command_cursor import AsyncCommandCursor
 from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import (
+    AutoReconnect,
     BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
@@ -199,6 +200,14 @@ class Database:
             unreadable = Unreadable(f"a document is no valid BSON: {error}")
             self._failed(unreadable)
             raise unreadable from None
+        except OverflowError as error:
+            # What PyMongo 4.20 raises once it has tried a thousand times within an operation's time, as it can while
+            # each connection is closed at once (`helpers_shared._backoff`). BSON's own has other words.
+            if "to float" not in str(error):
+                raise
+            again = AutoReconnect("the connection was closed again and again")
+            self._failed(again)
+            raise again from None
         except PyMongoError as error:
             self._failed(error)
             raise

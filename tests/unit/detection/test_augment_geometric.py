@@ -254,7 +254,7 @@ def test_the_random_state_decides_and_nothing_is_written_into_the_image(
 def test_class_and_crowd_go_with_the_box(operation: Op, scene: tuple[Image, Boxes], seed: int) -> None:
     """Each box that comes out is one that went in, in the same order; flips and turns lose none."""
     image, boxes = scene
-    named = Boxes(boxes.xyxy, np.arange(1, len(boxes) + 1), boxes.crowd)
+    named = Boxes(boxes.xyxy, np.arange(1, len(boxes) + 1), boxes.crowd, boxes.difficult)
     _, moved = move(operation, image, named, seed)
     assert (np.diff(moved.class_ids) > 0).all()
     assert (moved.crowd == boxes.crowd[moved.class_ids - 1]).all()
@@ -312,7 +312,9 @@ def test_scaling_is_rounded_into_the_image() -> None:
     """720 pixels times 224 / 720 are 224.00002 in float32, and a sliver of a large image is nothing in a small one."""
     image = noise(10, 720, 0)
     sliver = float(np.nextafter(np.float32(56), np.float32(0)))
-    boxes = Boxes(np.array([[0, 0, 720, 10], [sliver, 0, 56, 10]], np.float32), np.array([1, 2]), np.zeros(2, bool))
+    boxes = Boxes(
+        np.array([[0, 0, 720, 10], [sliver, 0, 56, 10]], np.float32), np.array([1, 2]), *np.zeros((2, 2), bool)
+    )
     _, moved = expand(image, boxes, [], np.random.default_rng(0), 224)
     assert moved.xyxy.tolist() == [[0, 0, 224, 224]]
     assert moved.class_ids.tolist() == [1]
