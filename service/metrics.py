@@ -170,9 +170,9 @@ class Metrics:
         elif outcome == "lost":
             self._losses.inc()
 
-    def ended_without_attempt(self, state: str, error: str = "", tasks: int = 1) -> None:
-        """Tasks came to their end outside of any attempt of this worker: their type is not looked up."""
-        self._ended.labels("unknown", state, error).inc(tasks)
+    def ended_without_attempt(self, state: str, error: str = "") -> None:
+        """A task came to its end outside of any attempt of this worker: its type is not looked up."""
+        self._ended.labels("unknown", state, error).inc()
 
     def taken_back(self, status: str) -> None:
         """A task of a lost worker is PENDING again, or FAILED."""

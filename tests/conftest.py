@@ -1,9 +1,6 @@
 """What the tests share: one real replica set for the whole run, a database for each test."""
 
-import contextlib
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +12,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from service.embedded import embedded_mongo
-from tests.helpers import STANDIN, Service, wait_for
+from tests.helpers import Service, services
 
 
 @pytest.fixture(scope="session")
@@ -82,33 +79,6 @@ def db(mongo_uri: str, database_name: str) -> Iterator[Database[dict[str, Any]]]
 
 @pytest.fixture
 def serve(dltask_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Starts services, with the stand-in child unless they get another; settings are given as `cpu_devices=2`, options
-    of `dltask serve` as they are.
-
-    They end with the test.
-    """
-    started: list[Service] = []
-    with contextlib.ExitStack() as files:
-
-        def start(*options: str, **settings: Any) -> Service:
-            env = dltask_env | {
-                "DLTASK_CHILD_COMMAND": STANDIN,
-                "STANDIN_LOG": str(tmp_path / "children.jsonl"),
-                "DLTASK_LOG_FORMAT": "json",
-                "DLTASK_SWEEP_SECONDS": "1",
-                "DLTASK_GRACE_SECONDS": "5",
-            }
-            env |= {f"DLTASK_{name.upper()}": str(value) for name, value in settings.items()}
-            log = tmp_path / f"service-{len(started)}.log"
-            out = files.enter_context(log.open("wb"))
-            command = [sys.executable, "-m", "service.cli", "serve", *options]
-            process = subprocess.Popen(command, env=env, stderr=out)
-            service = Service(process, log)
-            started.append(service)
-            wait_for(lambda: "service ready" in log.read_text() or process.poll() is not None)
-            return service
-
+    """Starts services, see `helpers.services`; they end with the test."""
+    with services(dltask_env, tmp_path, "service") as start:
         yield start
-        for service in started:
-            if service.process.poll() is None:
-                service.stop()

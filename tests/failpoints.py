@@ -20,3 +20,11 @@ def on_command(db: Db, *commands: str, **how: Any) -> Iterator[None]:
         yield
     finally:
         client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+@contextmanager
+def away(db: Db) -> Iterator[None]:
+    """The server closes the connection at each command of a service."""
+    commands = ["hello", "find", "aggregate", "getMore", "insert", "update", "findAndModify", "delete"]
+    with on_command(db, *commands, closeConnection=True):
+        yield

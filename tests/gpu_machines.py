@@ -1,7 +1,7 @@
 """Machines with GPUs, well and ill, made of fake programs: what `nvidia-smi` and the child's Python say there.
 
-The texts are those that stand in torch's libraries (2.14) and, for nvidia-smi, in the reports of people who met them;
-none of these machines was at hand.
+None of these machines was at hand. Some of torch's texts were found in its libraries (2.14) and some of nvidia-smi's in
+the reports of people who met them; the rest is from memory.
 """
 
 import json

@@ -1,10 +1,11 @@
 """What tests of running services have in common."""
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,41 @@ class Service:
         """SIGKILL."""
         self.process.kill()
         self.process.wait(10)
+
+
+@contextlib.contextmanager
+def services(
+    env: Mapping[str, str], folder: Path, name: str, cwd: Path | None = None
+) -> Iterator[Callable[..., Service]]:
+    """Starts `dltask serve` as often as it is called, of the version in `cwd`, with the stand-in child unless they get
+    another; settings are given as `cpu_devices=2`, options of the command as they are. They end with the context.
+    """
+    started: list[Service] = []
+    with contextlib.ExitStack() as files:
+
+        def start(*options: str, **settings: Any) -> Service:
+            own = {
+                "DLTASK_CHILD_COMMAND": STANDIN,
+                "STANDIN_LOG": str(folder / "children.jsonl"),
+                "DLTASK_LOG_FORMAT": "json",
+                "DLTASK_SWEEP_SECONDS": "1",
+                "DLTASK_GRACE_SECONDS": "5",
+            }
+            own |= {f"DLTASK_{setting.upper()}": str(value) for setting, value in settings.items()}
+            log = folder / f"{name}-{len(started)}.log"
+            out = files.enter_context(log.open("wb"))
+            command = [sys.executable, "-m", "service.cli", "serve", *options]
+            service = Service(subprocess.Popen(command, env={**env, **own}, cwd=cwd, stderr=out), log)
+            started.append(service)
+            wait_for(lambda: "service ready" in log.read_text() or service.process.poll() is not None)
+            return service
+
+        try:
+            yield start
+        finally:
+            for service in started:
+                if service.process.poll() is None:
+                    service.stop()
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:

@@ -86,7 +86,7 @@ def _best(detections: Detections, classes: int) -> Detections:
     return Detections(detections.xyxy[rows], ids[rows], detections.scores[rows])
 
 
-class _Evaluation(COCOeval_faster):  # type: ignore[misc]
+class _Evaluation(COCOeval_faster):  # type: ignore[misc]  # the library has no types
     """With difficult objects as in PASCAL VOC: ignored as crowds are, but overlapped as any other object is.
 
     The library takes a crowd for ignored and an ignored object for a crowd, of which a part is enough.

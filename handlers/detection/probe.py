@@ -27,6 +27,10 @@ def main() -> int:
     return 0
 
 
+# Broad catches throughout: whatever a library raises that is missing, damaged or built for another machine is what is
+# being asked for, and one of them that fails must not keep the others from being looked at.
+
+
 def _torch(run: bool) -> dict[str, object]:
     try:
         import torch

@@ -9,7 +9,7 @@ import pytest
 from bson import ObjectId
 from pymongo.database import Database
 
-from tests.failpoints import on_command
+from tests.failpoints import away, on_command
 from tests.helpers import Service, ended, running, train_request, wait_for
 
 Db = Database[dict[str, Any]]
@@ -20,14 +20,6 @@ Serve = Callable[..., Service]
 def mongo_uri(start_mongod: Callable[..., str]) -> str:
     """A server that fails on command, instead of the one that all tests share."""
     return start_mongod("--setParameter", "enableTestCommands=1")
-
-
-@contextmanager
-def away(db: Db) -> Iterator[None]:
-    """The server closes the connection at each command of a service."""
-    commands = ["hello", "find", "aggregate", "getMore", "insert", "update", "findAndModify", "delete"]
-    with on_command(db, *commands, closeConnection=True):
-        yield
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from bson import ObjectId
 from pymongo.database import Database
 
 from tests.alerts import firing
+from tests.failpoints import away, on_command
 from tests.helpers import Service, ended, running, train_request, wait_for
-from tests.integration.test_database_faults import away, on_command
 from tests.scrape import Samples, address, scrape
 
 Db = Database[dict[str, Any]]
@@ -191,7 +191,7 @@ def test_a_stream_that_cannot_be_opened(db: Db, serve: Serve) -> None:
     """MongoDB answers, but not to this."""
     url = address(serve(http_port=0))
     calm = until(url, peaceful)
-    with on_command(db, failCommands=["aggregate"], namespace=f"{db.name}.$cmd.aggregate", errorCode=13):
+    with on_command(db, "aggregate", namespace=f"{db.name}.$cmd.aggregate", errorCode=13):
         db.client.drop_database(db.name)
         seen = until(url, lambda seen: not seen("stream_open") and seen("stream_ends_total", reason="passing"))
         assert seen("database_up") == 1
@@ -203,7 +203,7 @@ def test_a_stream_that_breaks_again_and_again(db: Db, serve: Serve) -> None:
     """Opened each time, and lost at once."""
     url = address(serve(http_port=0))
     calm = until(url, peaceful)
-    with on_command(db, failCommands=["getMore"], errorCode=286):  # ChangeStreamHistoryLost
+    with on_command(db, "getMore", errorCode=286):  # ChangeStreamHistoryLost
         seen = until(url, lambda seen: seen("stream_opens_total") > 12, 60)
     assert seen("stream_ends_total", reason="history_lost") >= 11
     assert "DltaskStreamReopening" in firing(calm, seen)
@@ -239,7 +239,7 @@ def test_a_database_that_is_slow(db: Db, serve: Serve, image_ids: list[ObjectId]
     url = address(serve(http_port=0))
     until(url, peaceful)
     slow = {"namespace": f"{db.name}.DL_TASK", "blockConnection": True, "blockTimeMS": 15_000}
-    with on_command(db, failCommands=["aggregate"], **slow):
+    with on_command(db, "aggregate", **slow):
         seen = until(url, lambda seen: seen.has("database_up") and not seen("database_up"), 60)
         assert seen("mongodb_errors_total", kind="unreachable") + seen("mongodb_errors_total", kind="timeout") > 0
         db.DL_TASK.insert_one(train_request(1))

@@ -9,8 +9,8 @@ import pytest
 from bson import ObjectId
 from pymongo.database import Database
 
+from tests.failpoints import away, on_command
 from tests.helpers import Service, running, train_request, wait_for
-from tests.integration.test_database_faults import away, on_command
 from tests.scrape import address, get
 
 Db = Database[dict[str, Any]]
@@ -58,7 +58,7 @@ def test_without_the_change_stream_it_is_not_ready(db: Db, serve: Serve) -> None
     url = address(serve(http_port=0, sweep_seconds=600))
     ready(url)
     # NotWritablePrimary would be resumed by the driver; a refusal of each new stream cannot be.
-    with on_command(db, failCommands=["getMore", "aggregate"], errorCode=13):
+    with on_command(db, "getMore", "aggregate", errorCode=13):
         wait_for(lambda: get(f"{url}/readyz") == (503, "the change stream is not open\n"), 60)
         assert get(f"{url}/livez") == (200, "ok\n")
     ready(url)

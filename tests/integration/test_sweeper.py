@@ -71,6 +71,14 @@ async def run_once(sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
             await sweeper.run()
 
 
+async def lose(store: Store, sweeper: Sweeper, db: Db, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Task 1, whose worker has been silent for a day."""
+    db.DL_TASK.insert_one(train_request(1))
+    await run_once(sweeper, monkeypatch)
+    task = Task.from_document(await store.tasks.claim("dead", {"CPU": 1}) or {})
+    db.DL_TASK.update_one({"_id": task.key}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+
+
 async def test_new_documents_cancels_and_the_worker_itself(
     store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId]
 ) -> None:
@@ -136,10 +144,7 @@ async def test_a_step_that_fails_keeps_no_other_from_its_work(
     method: str,
 ) -> None:
     """A look for new documents that always takes too long, say: lost tasks are taken back, and leases judged."""
-    db.DL_TASK.insert_one(train_request(1))
-    await run_once(sweeper, monkeypatch)
-    task = Task.from_document(await store.tasks.claim("dead", {"CPU": 1}) or {})
-    db.DL_TASK.update_one({"_id": task.key}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+    await lose(store, sweeper, db, monkeypatch)
 
     def failing(*args: Any) -> Any:
         raise ExecutionTimeout("operation exceeded time limit", 50)
@@ -220,10 +225,7 @@ async def test_a_lease_is_judged_only_after_two_renewal_intervals_without_an_err
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After a start and after every error the owners get the time to renew; then the task is taken back."""
-    db.DL_TASK.insert_one(train_request(1))
-    await run_once(sweeper, monkeypatch)
-    task = Task.from_document(await store.tasks.claim("dead", {"CPU": 1}) or {})
-    db.DL_TASK.update_one({"_id": task.key}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+    await lose(store, sweeper, db, monkeypatch)
 
     def status() -> Any:
         return (db.DL_TASK.find_one({}) or {})["status"]
@@ -259,10 +261,7 @@ async def test_what_is_told_of_a_lost_worker_is_stored_later_if_it_cannot_be_sto
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who lost the task cannot tell; the one that took it back does, when the database takes it."""
-    db.DL_TASK.insert_one(train_request(1))
-    await run_once(sweeper, monkeypatch)
-    task = Task.from_document(await store.tasks.claim("dead", {"CPU": 1}) or {})
-    db.DL_TASK.update_one({"_id": task.key}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+    await lose(store, sweeper, db, monkeypatch)
 
     async def away(*args: Any) -> None:
         raise AutoReconnect("away")
