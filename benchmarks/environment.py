@@ -16,8 +16,8 @@ import sys, time, torch
 from handlers.detection.devices import open_device
 if "ours" in sys.argv:
     open_device("cpu")
-from handlers.detection.models import MobileNetSSD
-network = MobileNetSSD(3, 320, None).train().to(memory_format=torch.channels_last)
+from handlers.detection.networks.ssd import mobilenet_v2_ssd
+network = mobilenet_v2_ssd(3, 320).train().to(memory_format=torch.channels_last)
 images = torch.randint(0, 255, (10, 320, 320, 3), dtype=torch.uint8)
 times = []
 for _ in range(6):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from handlers.detection.augment import expand
-from handlers.detection.boxes import Boxes, Floats, Image
+from handlers.detection.boxes import Boxes, Image
 from handlers.detection.data import ImageError, Sample, read_sample, shrink
 from handlers.detection.errors import DataError
-from handlers.detection.loss import Assignment, assign
+from handlers.detection.targets import Assign, Assignment, Targets, collate
 from schemas.enums import ExpansionDataClass
 from schemas.result import SkippedImage
 
@@ -85,11 +85,7 @@ class Batch(NamedTuple):
 
     #: uint8 [N, S, S, 3].
     images: Tensor
-    #: The fields of an Assignment over the batch.
-    rows: Tensor
-    classes: Tensor
-    corners: Tensor
-    ignored: Tensor
+    targets: Targets
     #: Hex ids of the images.
     mongodb_ids: tuple[str, ...]
 
@@ -97,10 +93,11 @@ class Batch(NamedTuple):
         """The same on `device`; the copy to a GPU is not waited for."""
         if device.type == "cpu":
             return self
-        images, rows, classes, corners, ignored = (
-            tensor.pin_memory().to(device, non_blocking=True) for tensor in self[:5]
-        )
-        return Batch(images, rows, classes, corners, ignored, self.mongodb_ids)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        return Batch(moved(self.images), Targets(*map(moved, self.targets)), self.mongodb_ids)
 
 
 @dataclass(frozen=True)
@@ -119,11 +116,15 @@ class BatchPlan:
 class Batches:
     """The batches of one rank. Every image is seen once before any is seen again."""
 
-    def __init__(self, plan: BatchPlan, samples: Sequence[Sample], store: ImageStore, default_corners: Floats) -> None:
+    def __init__(
+        self, plan: BatchPlan, samples: Sequence[Sample], store: ImageStore, assign: Assign, predictions: int
+    ) -> None:
+        """`assign`: which of a network's `predictions` for an image answer for which object."""
         self._plan = plan
         self._samples = samples
         self._store = store
-        self._default_corners = default_corners
+        self._assign = assign
+        self._predictions = predictions
         #: Images found unreadable after all (a file that went away), by mongodb id.
         self.lost: dict[str, SkippedImage] = {}
         self._epoch_order = lru_cache(maxsize=4)(self._shuffled)
@@ -164,16 +165,11 @@ class Batches:
         random = np.random.default_rng([plan.seed, iteration, k])
         image, boxes = expand(image, boxes, plan.operations, random, plan.input_size)
         fractions = boxes.moved(boxes.xyxy / np.float32(plan.input_size))
-        return sample.mongodb_id, image, assign(fractions, self._default_corners)
+        return sample.mongodb_id, image, self._assign(fractions)
 
     def _collate(self, prepared: list[tuple[str, Image, Assignment]]) -> Batch:
-        count = len(self._default_corners)
-        assignments = [assignment for _, _, assignment in prepared]
         return Batch(
             torch.from_numpy(np.stack([image for _, image, _ in prepared])),
-            torch.from_numpy(np.concatenate([n * count + one.rows for n, one in enumerate(assignments)])),
-            torch.from_numpy(np.concatenate([one.classes for one in assignments])),
-            torch.from_numpy(np.concatenate([one.corners for one in assignments])),
-            torch.from_numpy(np.concatenate([n * count + one.ignored for n, one in enumerate(assignments)])),
+            collate([assignment for _, _, assignment in prepared], self._predictions),
             tuple(mongodb_id for mongodb_id, _, _ in prepared),
         )

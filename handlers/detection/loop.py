@@ -10,16 +10,14 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
+from handlers.detection.batch_norm import freeze_batch_norm
 from handlers.detection.batches import Batch
 from handlers.detection.devices import autocast
 from handlers.detection.errors import LossError, SnapshotError
-from handlers.detection.loss import multibox_loss
-from handlers.detection.models import MobileNetSSD, freeze_batch_norm
+from handlers.detection.networks.base import Network
 from handlers.detection.ranks import Ranks
 from handlers.detection.snapshot import TrainingState
 
-#: The peak of the one-cycle schedule (Smith & Topin 2018), as a multiple of the initial rate; torch's own default.
-PEAK_RATE = 25
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
 #: Longest gradient; the first steps of freshly drawn heads are longer, and would throw the ImageNet weights away.
@@ -33,11 +31,15 @@ MIN_IMAGES_FOR_STATISTICS = 4
 class Learner:
     """The network with what changes it: optimiser, schedule, average."""
 
-    def __init__(self, network: MobileNetSSD, rate: float, iterations: int, images: int, ranks: Ranks) -> None:
-        """`rate`: the initial learning rate. `iterations`: of the whole training. `images`: of this rank in each."""
+    def __init__(
+        self, network: Network, rate: float, peak: float, *, iterations: int, images: int, ranks: Ranks
+    ) -> None:
+        """`rate`: the initial learning rate; `peak`: the highest, as a multiple of it. `iterations`: of the whole
+        training. `images`: of this rank in each.
+        """
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
-        self._device = network.default_boxes.device
+        self._device = network.device
         self._parallel = ranks.parallel(network)
         self._frozen_statistics = images < MIN_IMAGES_FOR_STATISTICS
         # A bias or a normalisation's scale has no reason to be small.
@@ -45,9 +47,8 @@ class Learner:
         free = [p for p in network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
         self.optimizer = SGD(groups, lr=rate, momentum=_MOMENTUM)
-        self.schedule = OneCycleLR(
-            self.optimizer, rate * PEAK_RATE, iterations, div_factor=PEAK_RATE, cycle_momentum=False
-        )
+        # One cycle: Smith & Topin 2018.
+        self.schedule = OneCycleLR(self.optimizer, rate * peak, iterations, div_factor=peak, cycle_momentum=False)
 
     @property
     def rate(self) -> float:
@@ -85,16 +86,8 @@ class Learner:
             freeze_batch_norm(self._parallel)
         self.optimizer.zero_grad()
         with autocast(self._device):
-            offsets, logits = self._parallel(batch.images)
-        loss = multibox_loss(
-            offsets,
-            logits,
-            self.network.default_boxes,
-            rows=batch.rows,
-            classes=batch.classes,
-            corners=batch.corners,
-            ignored=batch.ignored,
-        )
+            outputs = self._parallel(batch.images)
+        loss = self.network.loss(outputs, batch.targets)
         torch.autograd.backward(loss)
         clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT)
         self.optimizer.step()

@@ -11,7 +11,7 @@ from handlers.detection.batches import ImageStore
 from handlers.detection.boxes import Boxes, Detections, Image
 from handlers.detection.data import ImageError, Sample, fit
 from handlers.detection.export import best_boxes
-from handlers.detection.models import Detector, MobileNetSSD
+from handlers.detection.networks.base import Detector, Network
 
 #: Images in one forward pass.
 _BATCH = 16
@@ -49,10 +49,10 @@ def find(samples: Sequence[Sample], store: ImageStore, pool: ThreadPoolExecutor,
     return found
 
 
-def torch_detect(network: MobileNetSSD) -> Detect:
+def torch_detect(network: Network) -> Detect:
     """`network` as a detector of images, where its weights are; it must be in eval mode."""
     detector = Detector(network).eval()
-    device = network.default_boxes.device
+    device = network.device
 
     @torch.inference_mode()
     def detect(images: Sequence[Image]) -> list[Detections]:

