@@ -156,8 +156,13 @@ class _Found(NamedTuple):
     scores: Tensor
 
 
-#: Two boxes are one, and two scores, if they differ by no more.
-_SAME_IOU, _SAME_SCORE = 0.99, 0.001
+#: Two boxes are one, and two scores, if they differ by less: a corner by this part of the image's side.
+_SAME_CORNER, _SAME_SCORE = 0.001, 0.001
+
+
+def _is_same(ours: Tensor, theirs: Tensor) -> Tensor:
+    """bool [len(ours), len(theirs)]. By the corners: a box without an area overlaps nothing, itself included."""
+    return torch.cdist(ours, theirs, p=torch.inf) < _SAME_CORNER
 
 
 def _is_prediction(found: _Found, boxes: Tensor, scores: Tensor) -> Tensor:
@@ -165,8 +170,7 @@ def _is_prediction(found: _Found, boxes: Tensor, scores: Tensor) -> Tensor:
     [classes, A]: all predictions).
     """
     near = (scores[found.class_ids - 1] - found.scores[:, None]).abs() < _SAME_SCORE
-    overlap: Tensor = box_iou(found.boxes, boxes)
-    return ((overlap > _SAME_IOU) & near).any(1)
+    return (_is_same(found.boxes, boxes) & near).any(1)
 
 
 def _is_accounted_for(expected: _Found, found: _Found, candidates: Tensor) -> Tensor:
@@ -179,7 +183,8 @@ def _is_accounted_for(expected: _Found, found: _Found, candidates: Tensor) -> Te
     better = found.scores[None] > expected.scores[:, None] - _SAME_SCORE
     overlap: Tensor = box_iou(expected.boxes, found.boxes)
     same_class = expected.class_ids[:, None] == found.class_ids[None]
-    suppressed = (better & same_class & (overlap > NMS_IOU - 0.01)).any(1)
+    same = _is_same(expected.boxes, found.boxes)
+    suppressed = (better & same_class & (same | (overlap > NMS_IOU - 0.01))).any(1)
     outdone = better.sum(1) >= MAX_DETECTIONS
     last = torch.where(candidates > 0, candidates, torch.inf).amin(1)[expected.class_ids - 1]
     return suppressed | outdone | (expected.scores < last + _SAME_SCORE)

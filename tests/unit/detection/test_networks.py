@@ -16,7 +16,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_los
 from handlers.detection.boxes import Boxes, make_boxes
 from handlers.detection.data import fit, read_image
 from handlers.detection.export import best_boxes, check_export
-from handlers.detection.job import Event, Started, Trained
+from handlers.detection.job import Event, Job, Started, Trained
 from handlers.detection.job import Tested as Outcome
 from handlers.detection.job import TestedModel as RegisteredModel
 from handlers.detection.networks import NETWORKS, Detector, Network
@@ -51,7 +51,7 @@ def test_a_task_with_this_network_from_end_to_end(tmp_path: Path, small_inputs: 
     agrees with torch, on photographs too, and a test with it runs.
     """
 
-    def job(folder: str, **more: object) -> object:
+    def job(folder: str, **more: object) -> Job:
         return make_job(
             tmp_path / folder, 8, net_model=name, max_num_iters=2, snap_shot_ivterval=1, batch_size=4, **more
         )
@@ -76,10 +76,14 @@ def test_a_task_with_this_network_from_end_to_end(tmp_path: Path, small_inputs: 
     check_export(network, trained.onnx, np.stack([fit(image, SIDE) for image in photographs]))
 
     model = RegisteredModel(onnx=trained.onnx, class_names=trained.class_names, input_size=trained.input_size)
-    tested = run_test(job("test", kind="TEST", model=model, splits=["test"] * 8), events.append, lambda: False)
+    test = job("test", kind="TEST", model=model, splits=["test"] * 8)
+    test.out.mkdir()
+    tested = run_test(test, events.append, lambda: False)
     assert isinstance(tested, Outcome)
     assert tested.images.used == 8
-    assert all(0 <= found["score"] <= 1 for row in tested.detections.open() for found in json.loads(row)["detections"])
+    rows = [json.loads(line) for line in tested.detections.read_text().splitlines()]
+    assert len(rows) == 8
+    assert all(0 <= found["score"] <= 1 for row in rows for found in row["detections"])
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "MobileNet"])
