@@ -86,6 +86,8 @@ class Job(_Frozen):
     environment: dict[Literal["TRACEPARENT", "TRACESTATE"], str] = {}
     #: TRAIN: the snapshot to go on from.
     resume_from: Path | None = None
+    #: TRAIN: the weights to begin with (see `handlers.detection.fine_tune`), where there is no snapshot.
+    start_from: Path | None = None
     #: TRAIN: images in a step instead of `batch_size`, after running out of device memory.
     batch_size_limit: int | None = None
     #: TEST only.
@@ -140,11 +142,13 @@ class Note(_Frozen):
 
 
 class Trained(_Frozen):
-    """The training is over; `onnx` is the model to register."""
+    """The training is over; `onnx` is the model to register, `weights` what another training can begin with."""
 
     event: Literal["trained"] = "trained"
     onnx: Made
     sha256: Sha256
+    weights: Made | None = None
+    weights_sha256: Sha256 | None = None
     class_names: tuple[str, ...]
     input_size: Count
     iterations: Count

@@ -23,6 +23,9 @@ _LISTED = {
     "_id": False,
 }
 
+#: The fields of a version that name files in GridFS `models`.
+_FILES = ("file_id", "weights_file_id")
+
 
 class Models:
     """The model registry."""
@@ -129,5 +132,5 @@ class Models:
 
     async def files_named(self, task_ids: list[Any]) -> set[str]:
         """Hex ids of the files of the models that these tasks made."""
-        cursor = self._models.find({"task_id": {"$in": task_ids}}, {"file_id": True})
-        return {str(document["file_id"]) for document in await self._db.call(cursor.to_list)}
+        cursor = self._models.find({"task_id": {"$in": task_ids}}, dict.fromkeys(_FILES, True))
+        return {str(document.get(name)) for document in await self._db.call(cursor.to_list) for name in _FILES}

@@ -32,6 +32,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
         [
             model["model_name"],
             model["version"],
+            "" if model.get("parent_version") is None else model["parent_version"],
             model.get("net_model", ""),
             ", ".join(model.get("class_names", ())),
             f"{metrics['map']:.3f}" if (metrics := model.get("metrics")) else "",
@@ -41,7 +42,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
         ]
         for model in found
     ]
-    columns = ("MODEL", "VERSION", "NET", "CLASSES", "mAP", "mAP@.5", "TASK", "AGE")
+    columns = ("MODEL", "VERSION", "FROM", "NET", "CLASSES", "mAP", "mAP@.5", "TASK", "AGE")
     out().print(table(columns, rows) if rows else "no models; a training registers one")
 
 
