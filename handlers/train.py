@@ -11,9 +11,10 @@ from handlers.images import ImageCache
 from handlers.prepare import Uploads, fetch_of_model, find_model, prepare_job
 from handlers.store import Store
 from handlers.store.files import FileMissing
+from schemas.card import Card
 from schemas.enums import TaskStatus
 from schemas.numbers import bson_uint64
-from schemas.params import split_model_name
+from schemas.params import split_model_name, stored_params
 from schemas.records import ModelRecord
 from schemas.result import Result
 from schemas.task import Task
@@ -109,6 +110,7 @@ async def finish(
                 metrics=made.metrics.model_dump(mode="json"),
                 data_fingerprint=made.data_fingerprint,
                 parent_version=parent,
+                card=_card(task, made, seconds),
             )
             await store.models.insert(model, session)
         return result, first
@@ -129,3 +131,19 @@ async def finish(
     # An earlier call did all this and its answer got lost: what that one wrote stands, version and all.
     ended = await store.tasks.get(bson_uint64(task.task_id))
     return (ended or {}).get("result") or result
+
+
+def _card(task: Task, made: Trained, seconds: float) -> dict[str, Any] | None:
+    if made.card is None:
+        return None
+    card = Card(
+        **made.card.model_dump(),
+        images_skipped=made.images.skipped,
+        parameters=stored_params(task.params),
+        initial_weights=made.initial_weights,
+        iterations=made.iterations,
+        best_iteration=made.best_iteration,
+        device=made.device,
+        seconds=seconds,
+    )
+    return card.model_dump()

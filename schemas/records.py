@@ -61,5 +61,7 @@ class ModelRecord(_Record):
     data_fingerprint: str
     #: The version of the same name whose weights the training began with.
     parent_version: int | None = None
+    #: `schemas.card.Card`; None of a version that 0.1.0 made.
+    card: dict[str, Any] | None = None
     schema_version: int = SCHEMA_VERSION
     create_time: datetime | None = None

@@ -20,6 +20,10 @@ from typing import Any
 
 _ITERATION_SECONDS = 0.02
 _EMPTY = {"used": 1, "skipped": 0, "skipped_examples": []}
+_CARD = {
+    **{"dataset": "toy", "split": "", "train_images": 3, "val_images": 0, "boxes": [7]},
+    **{"recipe": "none at all", "versions": {"python": "3"}},
+}
 _METRICS = {"map": 0.5, "map_50": 0.75, "map_75": 0.5, "per_class": [], "on": "val"}
 
 
@@ -159,11 +163,12 @@ def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
     if job["kind"] == "TRAIN":
         onnx = out_folder / "model.onnx"
         onnx.write_bytes(b"no real model")
-        more = {}
+        more: dict[str, Any] = {}
         if "start_from" in job:  # the worker is of a release that knows weights
             weights = out_folder / "weights.pt"
             weights.write_text(f"no real weights of task {job['task_id']}")
             more = {"weights": str(weights), "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+            more["card"] = {**_CARD, "batch_size": job["params"]["batch_size"], "seed": job["seed"]}
         reports = {}
         if fault == "pictures":
             reports["curve"] = str(out_folder / "curve.png")

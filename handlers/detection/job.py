@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, with_config
 from typing_extensions import TypedDict  # pydantic wants it, not that of `typing`, before Python 3.12
 
+from schemas.card import TrainingFacts
 from schemas.numbers import UINT64_MAX, Count
 from schemas.result import ImagesUsed, Metrics
 
@@ -162,6 +163,7 @@ class Trained(_Frozen):
     images: ImagesUsed
     #: Name of each picture, with its file.
     reports: Reports
+    card: TrainingFacts | None = None
 
 
 class Tested(_Frozen):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from handlers.detection.batches import Batches, BatchPlan, ImageStore
+from handlers.detection.card import training_facts
 from handlers.detection.data import (
     Sample,
     fit,
@@ -154,6 +155,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             metrics=metrics,
             images=data.used(),
             reports={curve.name: curve, **pictures},
+            card=training_facts(job, data, batch_size, learner.recipe),
         )
 
 

@@ -48,8 +48,10 @@ class Models:
         return await self._db.call(self._models.find_one, {"task_id": task_id})
 
     async def all(self) -> list[Document]:
-        """Every version, by name, newest first."""
-        return await self._db.call(self._models.find({}).sort([("model_name", 1), ("version", -1)]).to_list)
+        """Every version, by name, newest first; without their cards."""
+        return await self._db.call(
+            self._models.find({}, {"card": False}).sort([("model_name", 1), ("version", -1)]).to_list
+        )
 
     async def newest_of_each(self, skip: int, limit: int) -> list[Document]:
         """The newest version of each name, by name, as lists show it (`_LISTED`); for whoever only looks on.

@@ -16,6 +16,7 @@ from handlers.errors import LostTask, PermanentError
 from handlers.prepare import Uploads
 from handlers.store import Store
 from handlers.store.tasks import Expired, TaskError
+from schemas.card import TrainingFacts
 from schemas.enums import TaskStatus
 from schemas.numbers import bson_uint64
 from schemas.params import check_params, stored_params
@@ -576,6 +577,17 @@ def trained(folder: Path) -> Trained:
         metrics=Metrics(map=0.5, map_50=0.5, map_75=0.5, per_class=(), on="val"),
         images=ImagesUsed(used=1, skipped=0),
         reports={},
+        card=TrainingFacts(
+            dataset="toy",
+            split="",
+            train_images=1,
+            val_images=0,
+            boxes=(4,),
+            batch_size=2,
+            seed=1,
+            recipe="made up",
+            versions={"python": "3"},
+        ),
     )
 
 
@@ -599,6 +611,8 @@ async def test_the_end_of_a_training_and_its_model_are_written_together(store: S
     assert files["m.onnx"]["metadata"]["task_id"] == files["m.pt"]["metadata"]["weights_of"] == 1
     assert (model["sha256"], model["weights_sha256"]) == ("0" * 64, "1" * 64)
     assert model["parent_version"] is None
+    assert model["card"]["parameters"] == after["param_request"]
+    assert (model["card"]["boxes"], model["card"]["batch_size"], model["card"]["seconds"]) == ([4], 2, 1.0)
     assert "parent_version" not in result
     assert result["resumed_from_iteration"] is None
 
