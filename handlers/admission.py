@@ -170,13 +170,7 @@ def _task_type(document: Mapping[str, Any]) -> TaskTypeClass:
 def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[ParamClass, int, int]:
     try:
         params = check_params(document.get("param_request"))
-        name, version = _model_name(params)
-        if task_type is TaskTypeClass.TRAIN and version is not None:
-            raise ParamError(
-                "param_request.model_name",
-                f"param_request.model_name is {shown(params.model_name)}; expected a name without a version: "
-                f"a training makes the next version of {shown(name)}",
-            )
+        _check_model_name(params)
         priority = _whole(document, "priority", 0, -(2**31), 2**31 - 1)
         max_attempts = _whole(document, "max_attempts", DEFAULT_MAX_ATTEMPTS, 1, 100)
         for field in ("dataset", "split"):
@@ -191,12 +185,12 @@ def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[
     return params, priority, max_attempts
 
 
-def _model_name(params: ParamClass) -> tuple[str, int | None]:
+def _check_model_name(params: ParamClass) -> None:
     field = "param_request.model_name"
     if params.model_name == "":
         raise ParamError(field, f"{field} is missing; expected the name of the model to train or to test")
     try:
-        return split_model_name(params.model_name)
+        split_model_name(params.model_name)
     except ValueError as error:
         raise ParamError(field, f"{field} is {shown(params.model_name)}; {error}") from None
 
@@ -231,12 +225,35 @@ async def _model(store: Store, task_type: TaskTypeClass, params: ParamClass) -> 
                 "param_request.net_model",
                 f"param_request.net_model is {shown(params.net_model)}; expected one of {', '.join(NETWORKS)}",
             )
-    elif await store.models.find(params.model_name) is None:
+        if split_model_name(params.model_name)[1] is None:
+            return
+    model = await store.models.find(params.model_name)
+    if model is None:
         raise _Rejected(
             TaskErrorCode.MODEL_INVALID,
             "param_request.model_name",
             f"param_request.model_name is {shown(params.model_name)}; expected a registered model, "
             "as `name` or `name:version` (see `dltask models`)",
+        )
+    if task_type is TaskTypeClass.TRAIN:
+        _can_begin(model, params)
+
+
+def _can_begin(model: Mapping[str, Any], params: ParamClass) -> None:
+    """Whether a training can begin with the weights of this version."""
+    if model.get("net_model") != params.net_model:
+        raise _Rejected(
+            TaskErrorCode.MODEL_INVALID,
+            "param_request.net_model",
+            f"param_request.net_model is {shown(params.net_model)}; expected {shown(model.get('net_model'))}, "
+            f"the network of {shown(params.model_name)}",
+        )
+    if model.get("weights_file_id") is None:
+        raise _Rejected(
+            TaskErrorCode.MODEL_INVALID,
+            "param_request.model_name",
+            f"param_request.model_name is {shown(params.model_name)}, a version without stored weights, as release "
+            "0.1.0 made them; expected a version that was trained since, or a name without a version",
         )
 
 

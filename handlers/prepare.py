@@ -1,20 +1,23 @@
-"""What trainings and tests have in common: the data on local disk before, the pictures in GridFS after."""
+"""What trainings and tests have in common: data and models on local disk before, what was made in GridFS after."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bson import ObjectId
 
 from handlers.detection.job import Job
-from handlers.errors import PermanentError
+from handlers.errors import PermanentError, TemporaryError
 from handlers.images import ImageCache
 from handlers.message import build_message, read_given
 from handlers.store import Store
+from handlers.store.database import Document
 from handlers.store.files import Bucket, FileMissing
 from schemas.enums import TaskErrorCode
 from schemas.numbers import bson_uint64
 from schemas.params import stored_params
 from schemas.task import Task
+from schemas.version import SCHEMA_VERSION, is_newer
 
 
 async def prepare_job(store: Store, cache: ImageCache, task: Task, folder: Path, devices: tuple[str, ...]) -> Job:
@@ -67,19 +70,56 @@ class Uploads:
 
     def __init__(self, store: Store, task: Task) -> None:
         self._store = store
-        self._metadata = {"task_id": bson_uint64(task.task_id)}
+        self._task_id = bson_uint64(task.task_id)
         self._ids: dict[Path, ObjectId] = {}
 
     async def model(self, path: Path, name: str) -> ObjectId:
         """Store a model's file; returns its id."""
         return await self._put(self._store.files.models, path, name)
 
+    async def weights(self, path: Path, name: str) -> ObjectId:
+        """Store a model's weights; returns their id."""
+        return await self._put(self._store.files.models, path, name, "weights_of")
+
     async def reports(self, reports: Mapping[str, Path]) -> dict[str, str]:
         """Store the pictures a child made; returns the hex id of each."""
         bucket = self._store.files.reports
         return {name: str(await self._put(bucket, path, path.name)) for name, path in reports.items()}
 
-    async def _put(self, bucket: Bucket, path: Path, name: str) -> ObjectId:
+    async def _put(self, bucket: Bucket, path: Path, name: str, owner: str = "task_id") -> ObjectId:
         if path not in self._ids:
-            self._ids[path] = await bucket.put(path, name, self._metadata)
+            self._ids[path] = await bucket.put(path, name, {owner: self._task_id})
         return self._ids[path]
+
+
+async def find_model(store: Store, reference: str) -> Document:
+    """The registered version that `reference` names. Raises PermanentError, and TemporaryError for a newer form."""
+    model = await store.models.find(reference)
+    if model is None:
+        raise _model_error(f"model {reference!r} is no longer registered")
+    if is_newer(model.get("schema_version")):
+        # Not for good: another worker may be of that version already.
+        raise TemporaryError(
+            "version",
+            f"model {reference!r} was registered by a newer version of dltask (schema "
+            f"{model['schema_version']}); this worker knows {SCHEMA_VERSION}: upgrade it",
+            delay=60,
+        )
+    return model
+
+
+async def fetch_of_model(store: Store, file_id: Any, sha256: Any, path: Path, what: str) -> None:
+    """Write a file of a registered version to `path`; `what` names it for people.
+
+    Raises PermanentError where it is gone or damaged: trying again would end the same way.
+    """
+    try:
+        digest = await store.files.models.fetch(file_id, path)
+    except FileMissing as error:
+        raise _model_error(f"{what} is gone: {error}") from None
+    if digest != sha256:
+        raise _model_error(f"{what} is damaged: sha256 {digest}; expected {sha256}")
+
+
+def _model_error(message: str) -> PermanentError:
+    return PermanentError("model", message, field="param_request.model_name", code=TaskErrorCode.MODEL_INVALID)

@@ -10,17 +10,15 @@ from bson.errors import InvalidId
 from pydantic import ValidationError
 
 from handlers.detection.job import DETECTIONS, Job, Tested, TestedModel
-from handlers.errors import PermanentError, TemporaryError
+from handlers.errors import PermanentError
 from handlers.images import ImageCache
-from handlers.prepare import Uploads, prepare_job
+from handlers.prepare import Uploads, fetch_of_model, find_model, prepare_job
 from handlers.store import Store
 from handlers.store.database import Document
-from handlers.store.files import FileMissing
-from schemas.enums import TaskErrorCode, TaskStatus
+from schemas.enums import TaskStatus
 from schemas.numbers import bson_uint64
 from schemas.result import Result
 from schemas.task import Task
-from schemas.version import SCHEMA_VERSION, is_newer
 
 #: Rows of DL_TEST_RESULT in one write.
 _BATCH = 500
@@ -35,26 +33,10 @@ async def prepare(
 
     Raises PermanentError, TemporaryError or LostTask.
     """
-    model = await store.models.find(task.params.model_name)
-    if model is None:
-        raise _model_error(f"model {task.params.model_name!r} is no longer registered")
-    if is_newer(model.get("schema_version")):
-        # Not for good: another worker may be of that version already.
-        raise TemporaryError(
-            "version",
-            f"model {task.params.model_name!r} was registered by a newer version of dltask (schema "
-            f"{model['schema_version']}); this worker knows {SCHEMA_VERSION}: upgrade it",
-            delay=60,
-        )
+    name = task.params.model_name
+    model = await find_model(store, name)
     onnx = folder / "model.onnx"
-    try:
-        digest = await store.files.models.fetch(model["file_id"], onnx)
-    except FileMissing as error:
-        raise _model_error(f"the file of model {task.params.model_name!r} is gone: {error}") from None
-    if digest != model["sha256"]:
-        raise _model_error(
-            f"the file of model {task.params.model_name!r} is damaged: sha256 {digest}; expected {model['sha256']}"
-        )
+    await fetch_of_model(store, model["file_id"], model["sha256"], onnx, f"the file of model {name!r}")
     job = await prepare_job(store, cache, task, folder, devices)
     tested = TestedModel(onnx=onnx, class_names=tuple(model["class_names"]), input_size=model["input_size"])
     return job.model_copy(update={"model": tested}), model
@@ -124,7 +106,3 @@ def _rows(task: Task, detections: Path, refs: Path) -> Iterator[list[Document]]:
                 yield rows
                 rows = []
     yield rows
-
-
-def _model_error(message: str) -> PermanentError:
-    return PermanentError("model", message, field="param_request.model_name", code=TaskErrorCode.MODEL_INVALID)

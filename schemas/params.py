@@ -43,7 +43,8 @@ class ParamClass:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    #: TRAIN: the name under which the next version is registered. TEST: `name` (newest version) or `name:version`.
+    #: TRAIN: the name under which the next version is registered; `name:version` begins with the weights of that one.
+    #: TEST: `name` (newest version) or `name:version`.
     model_name: Annotated[str, Field(max_length=160)] = ""
     #: Each operation is applied to a training image with probability one half.
     dataset_expansion_lst: Annotated[

@@ -53,9 +53,15 @@ class ModelRecord(_Record):
     #: The ONNX file in GridFS `models`.
     file_id: ObjectId
     sha256: str
+    #: What another training can begin with, in GridFS `models` too; None of a version that 0.1.0 made.
+    weights_file_id: ObjectId | None = None
+    weights_sha256: str | None = None
     #: `schemas.result.Metrics` of the file; with `per_class[].threshold`, the best score to cut each class at.
     metrics: dict[str, Any] | None = None
     data_fingerprint: str
+    #: The version of the same name whose weights the training began with.
     parent_version: int | None = None
+    #: `schemas.card.Card`; None of a version that 0.1.0 made.
+    card: dict[str, Any] | None = None
     schema_version: int = SCHEMA_VERSION
     create_time: datetime | None = None

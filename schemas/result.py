@@ -168,6 +168,8 @@ class Result(_Frozen):
     best_iteration: int | None = None
     resumed_from_iteration: int | None = None
     initial_weights: str | None = None
+    #: The version whose weights the training began with; absent where it began with the network's own.
+    parent_version: int | None = None
     class_names: tuple[str, ...] | None = None
     data_fingerprint: str | None = None
 
@@ -188,6 +190,7 @@ _TRAIN_ONLY = (
     "best_iteration",
     "resumed_from_iteration",
     "initial_weights",
+    "parent_version",
     "class_names",
     "data_fingerprint",
 )

@@ -129,12 +129,12 @@ class Task(BaseModel):
             # Else it would be made of a number too, and be no part of the fence any more.
             raise ValueError(f"create_time is {shown(create_time)}; expected a date")
         params = check_params(document.get("param_request"))
-        _, version = split_model_name(params.model_name)
+        split_model_name(params.model_name)
         task_type, split = document.get("task_type"), document.get("split")
         trace, trace_problem = read_trace(document)
         if task_type == "TRAIN":
-            if version is not None or params.net_model not in NETWORKS:
-                raise ValueError(f"model {shown(params.model_name)} on {shown(params.net_model)} cannot be trained")
+            if params.net_model not in NETWORKS:
+                raise ValueError(f"network {shown(params.net_model)} cannot be trained")
             if split == "test":
                 raise ValueError("split is 'test', which a training never reads")
         return cls(

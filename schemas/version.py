@@ -6,7 +6,8 @@ cannot be, the number is raised, and a worker leaves alone whatever has a higher
 
 from typing import Any
 
-#: 1: release 0.1.0, whose documents carry no number. 2: the number; `traceparent` and `tracestate` of clients.
+#: 1: release 0.1.0, whose documents carry no number. 2: the number; `traceparent` and `tracestate` of clients;
+#: `name:version` in trainings, which 0.1.0 refuses, and the weights of models.
 SCHEMA_VERSION = 2
 
 

@@ -20,6 +20,10 @@ from typing import Any
 
 _ITERATION_SECONDS = 0.02
 _EMPTY = {"used": 1, "skipped": 0, "skipped_examples": []}
+_CARD = {
+    **{"dataset": "toy", "split": "", "train_images": 3, "val_images": 0, "boxes": [7]},
+    **{"recipe": "none at all", "versions": {"python": "3"}},
+}
 _METRICS = {"map": 0.5, "map_50": 0.75, "map_75": 0.5, "per_class": [], "on": "val"}
 
 
@@ -128,7 +132,8 @@ def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
     out_folder = Path(job["out"])
     first = int(Path(job["resume_from"]).read_text()) if job["resume_from"] else 0
     last = job["params"]["max_num_iters"] if job["kind"] == "TRAIN" else 1
-    emit("started", device=job["devices"][0], initial_weights="stand-in", iteration=first)
+    start = f"stand-in, from {Path(job['start_from']).read_text()}" if job.get("start_from") else "stand-in"
+    emit("started", device=job["devices"][0], initial_weights=start, iteration=first)
     print("hello from the child", file=sys.stderr, flush=True)
     if fault == "memory" and job["batch_size_limit"] is None:
         die("memory")
@@ -158,6 +163,12 @@ def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
     if job["kind"] == "TRAIN":
         onnx = out_folder / "model.onnx"
         onnx.write_bytes(b"no real model")
+        more: dict[str, Any] = {}
+        if "start_from" in job:  # the worker is of a release that knows weights
+            weights = out_folder / "weights.pt"
+            weights.write_text(f"no real weights of task {job['task_id']}")
+            more = {"weights": str(weights), "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+            more["card"] = {**_CARD, "batch_size": job["params"]["batch_size"], "seed": job["seed"]}
         reports = {}
         if fault == "pictures":
             reports["curve"] = str(out_folder / "curve.png")
@@ -166,12 +177,13 @@ def run(job: dict[str, Any], fault: str, stopping: list[int]) -> int:
             "trained",
             onnx=str(onnx),
             sha256=hashlib.sha256(onnx.read_bytes()).hexdigest(),
+            **more,
             class_names=["a"],
             input_size=320,
             iterations=last,
             best_iteration=last,
             resumed_from_iteration=first or None,
-            initial_weights="stand-in",
+            initial_weights=start,
             data_fingerprint="stand-in",
             device=job["devices"][0],
             metrics=_METRICS,

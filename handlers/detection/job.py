@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, with_config
 from typing_extensions import TypedDict  # pydantic wants it, not that of `typing`, before Python 3.12
 
+from schemas.card import TrainingFacts
 from schemas.numbers import UINT64_MAX, Count
 from schemas.result import ImagesUsed, Metrics
 
@@ -86,6 +87,8 @@ class Job(_Frozen):
     environment: dict[Literal["TRACEPARENT", "TRACESTATE"], str] = {}
     #: TRAIN: the snapshot to go on from.
     resume_from: Path | None = None
+    #: TRAIN: the weights to begin with (see `handlers.detection.fine_tune`), where there is no snapshot.
+    start_from: Path | None = None
     #: TRAIN: images in a step instead of `batch_size`, after running out of device memory.
     batch_size_limit: int | None = None
     #: TEST only.
@@ -140,11 +143,13 @@ class Note(_Frozen):
 
 
 class Trained(_Frozen):
-    """The training is over; `onnx` is the model to register."""
+    """The training is over; `onnx` is the model to register, `weights` what another training can begin with."""
 
     event: Literal["trained"] = "trained"
     onnx: Made
     sha256: Sha256
+    weights: Made | None = None
+    weights_sha256: Sha256 | None = None
     class_names: tuple[str, ...]
     input_size: Count
     iterations: Count
@@ -158,6 +163,7 @@ class Trained(_Frozen):
     images: ImagesUsed
     #: Name of each picture, with its file.
     reports: Reports
+    card: TrainingFacts | None = None
 
 
 class Tested(_Frozen):

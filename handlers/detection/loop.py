@@ -47,6 +47,13 @@ class Learner:
         free = [p for p in network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
         self.optimizer = SGD(groups, lr=rate, momentum=_MOMENTUM)
+        #: The recipe in words, for the card of the model.
+        self.recipe = (
+            f"SGD, momentum {_MOMENTUM}, weight decay {_WEIGHT_DECAY}, gradients clipped at length {_MAX_GRADIENT:g}. "
+            f"The learning rate begins at {rate:g}, rises to {rate * peak:g} over the first 30 % of {iterations} "
+            "iterations and falls to nearly nothing (one cycle). What is kept is a running average of the weights"
+            + (", and statistics of batch normalisation stayed as they were." if self._frozen_statistics else ".")
+        )
         # One cycle: Smith & Topin 2018.
         self.schedule = OneCycleLR(self.optimizer, rate * peak, iterations, div_factor=peak, cycle_momentum=False)
 

@@ -27,6 +27,8 @@ class Identity:
     class_names: tuple[str, ...]
     data_fingerprint: str
     max_num_iters: int
+    #: The version whose weights it began with, `name:version`; None where it began with the network's own.
+    start_from: str | None = None
 
 
 @dataclass
@@ -84,7 +86,8 @@ def read_snapshot(path: Path, identity: Identity) -> TrainingState:
         raise SnapshotError(f"the snapshot {path.name} has not the format {_FORMAT}")
     try:
         for key, wanted in asdict(identity).items():
-            found = document["identity"][key]
+            # Release 0.1.0 knew no other beginning than the network's own, and wrote none.
+            found = document["identity"][key] if key != "start_from" else document["identity"].get(key)
             if found != wanted:
                 raise SnapshotError(
                     f"the snapshot {path.name} has {key} {found!r:.200}; this training has {wanted!r:.200}"

@@ -10,6 +10,7 @@ import torch
 
 from handlers.detection.batch_norm import calibrate_batch_norm
 from handlers.detection.batches import Batches, BatchPlan, ImageStore
+from handlers.detection.card import training_facts
 from handlers.detection.data import (
     Sample,
     fit,
@@ -18,6 +19,7 @@ from handlers.detection.devices import IMAGE_STORE_BYTES, check_memory, open_dev
 from handlers.detection.errors import StoppedEarly
 from handlers.detection.evaluate import average_precision, measurable
 from handlers.detection.export import check_export, export
+from handlers.detection.fine_tune import Build, begin_with, write_weights
 from handlers.detection.job import Event, Job, Note, Snapshot, Started, Trained
 from handlers.detection.loop import MIN_IMAGES_FOR_STATISTICS, Learner, iterate
 from handlers.detection.measure import find, torch_detect
@@ -69,18 +71,22 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         share = ranks.share(batch_size)
         check_memory(len(share), input_size)
 
-        # --- network: ImageNet weights, or the snapshot's
+        # --- network: ImageNet weights, those of a version, or the snapshot's
         identity = Identity(
             params.net_model,
             input_size,
             data.class_names,
             data.message.dataset_info.fingerprint,
             params.max_num_iters,
+            params.model_name if ":" in params.model_name else None,
         )
         resumed = read_snapshot(job.resume_from, identity) if job.resume_from else None
         # The heads begin at random, alike in every rank.
         torch.manual_seed(job.seed)
         network, origin = recipe.build(len(data.class_names), input_size)
+        if job.start_from and resumed is None:
+            build: Build = lambda classes: recipe.make(classes, input_size, None)  # noqa: E731
+            origin = begin_with(job.start_from, params.model_name, network, params.net_model, data.class_names, build)
         # Images lie in memory channel by channel last, see Network.normalised; weights that do too save copies.
         network = network.to(device).to(memory_format=torch.channels_last)
         if resumed is None and len(share) < MIN_IMAGES_FOR_STATISTICS:
@@ -121,8 +127,9 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             return None
         best = state.best or Best(state.iteration, 0.0, learner.average.state_dict())
         learner.average.load_state_dict(best.weights)
-        onnx = job.out / "model.onnx"
+        onnx, weights = job.out / "model.onnx", job.out / "weights.pt"
         export(learner.average, data.class_names, onnx)
+        write_weights(weights, params.net_model, data.class_names, learner.average.state_dict())
         # Those with labels first: without any there is nothing to measure.
         labelled_first = sorted(data.train, key=lambda sample: not measurable([sample.boxes]))
         measured = data.val or labelled_first[:_MAX_MEASURED_TRAIN_IMAGES]
@@ -137,6 +144,8 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         return Trained(
             onnx=onnx,
             sha256=_sha256(onnx),
+            weights=weights,
+            weights_sha256=_sha256(weights),
             class_names=data.class_names,
             input_size=input_size,
             iterations=state.iteration,
@@ -148,6 +157,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             metrics=metrics,
             images=data.used(),
             reports={curve.name: curve, **pictures},
+            card=training_facts(job, data, batch_size, learner.recipe),
         )
 
 

@@ -26,6 +26,10 @@ _BLOCK = 1 << 20
 #: Orphaned uploads that one look finds, at most.
 _MAX_ORPHANS = 1000
 
+#: Where a file's metadata say which task wrote it. Weights have a word of their own: the janitor of release 0.1.0 does
+#: not know by what they are named, and would remove them.
+_OWNER = ("weights_of", "task_id")
+
 #: What PyMongo's GridFS raises for documents that are none of GridFS's: chunks without data, a length in words.
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, AssertionError)
 
@@ -120,15 +124,21 @@ class Bucket:
     async def ours(self) -> AsyncGenerator[dict[Any, Any], None]:
         """Files that a task left: batches of {file id: its task's id}.
 
-        Files without a `task_id` in their metadata are somebody else's, and not listed.
+        Files without a `task_id` or `weights_of` in their metadata are somebody else's, and not listed.
         """
         # Nor are those of other forms: what we store has an ObjectId, and a number in its metadata.
-        ours = {"_id": {"$type": "objectId"}, "metadata.task_id": {"$type": "number"}}
-        cursor = self._files.find(ours, {"metadata.task_id": True})
+        owner = [{f"metadata.{name}": {"$type": "number"}} for name in _OWNER]
+        cursor = self._files.find(
+            {"_id": {"$type": "objectId"}, "$or": owner}, {f"metadata.{name}": True for name in _OWNER}
+        )
         async with aclosing(self._db.batches(cursor, 500)) as batches:
             async for batch in batches:
                 described = ((document["_id"], document["metadata"]) for document in batch)
-                yield {file_id: data["task_id"] for file_id, data in described if isinstance(data, Mapping)}
+                yield {
+                    file_id: data[next(name for name in _OWNER if name in data)]
+                    for file_id, data in described
+                    if isinstance(data, Mapping)
+                }
 
     async def orphaned(self, file_ids: list[Any], seconds: float) -> list[Any]:
         """Note of files that nothing refers to them; returns those of which that was noted `seconds` ago."""

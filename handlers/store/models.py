@@ -23,6 +23,9 @@ _LISTED = {
     "_id": False,
 }
 
+#: The fields of a version that name files in GridFS `models`.
+_FILES = ("file_id", "weights_file_id")
+
 
 class Models:
     """The model registry."""
@@ -45,8 +48,10 @@ class Models:
         return await self._db.call(self._models.find_one, {"task_id": task_id})
 
     async def all(self) -> list[Document]:
-        """Every version, by name, newest first."""
-        return await self._db.call(self._models.find({}).sort([("model_name", 1), ("version", -1)]).to_list)
+        """Every version, by name, newest first; without their cards."""
+        return await self._db.call(
+            self._models.find({}, {"card": False}).sort([("model_name", 1), ("version", -1)]).to_list
+        )
 
     async def newest_of_each(self, skip: int, limit: int) -> list[Document]:
         """The newest version of each name, by name, as lists show it (`_LISTED`); for whoever only looks on.
@@ -129,5 +134,5 @@ class Models:
 
     async def files_named(self, task_ids: list[Any]) -> set[str]:
         """Hex ids of the files of the models that these tasks made."""
-        cursor = self._models.find({"task_id": {"$in": task_ids}}, {"file_id": True})
-        return {str(document["file_id"]) for document in await self._db.call(cursor.to_list)}
+        cursor = self._models.find({"task_id": {"$in": task_ids}}, dict.fromkeys(_FILES, True))
+        return {str(document.get(name)) for document in await self._db.call(cursor.to_list) for name in _FILES}

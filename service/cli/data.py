@@ -10,7 +10,7 @@ from rich.console import Console
 from service.cli.common import AsJson, fail, out, print_json, with_store
 
 datasets = typer.Typer(help="Bring data sets into MongoDB, list and export them.", no_args_is_help=True)
-models = typer.Typer(help="List and export the registered models.", invoke_without_command=True)
+models = typer.Typer(help="List, describe and export the registered models.", invoke_without_command=True)
 
 
 @models.callback()
@@ -32,6 +32,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
         [
             model["model_name"],
             model["version"],
+            "" if model.get("parent_version") is None else model["parent_version"],
             model.get("net_model", ""),
             ", ".join(model.get("class_names", ())),
             f"{metrics['map']:.3f}" if (metrics := model.get("metrics")) else "",
@@ -41,7 +42,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
         ]
         for model in found
     ]
-    columns = ("MODEL", "VERSION", "NET", "CLASSES", "mAP", "mAP@.5", "TASK", "AGE")
+    columns = ("MODEL", "VERSION", "FROM", "NET", "CLASSES", "mAP", "mAP@.5", "TASK", "AGE")
     out().print(table(columns, rows) if rows else "no models; a training registers one")
 
 
@@ -51,7 +52,7 @@ def models_export(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a model's ONNX file and its class list into DIR; print their paths."""
+    """Write a model's ONNX file, its class list and its card into DIR; print their paths."""
     from service.cli.fetch import export_model
 
     try:
@@ -62,6 +63,25 @@ def models_export(
         print_json(paths)
     else:
         print("\n".join(map(str, paths)))
+
+
+@models.command("card")
+def models_card(
+    reference: Annotated[str, typer.Argument(metavar="NAME[:VERSION]")],
+    as_json: AsJson = False,
+) -> None:
+    """What a version was made of, how, and how good it is: Markdown, or its document."""
+    from service.cli.fetch import registered
+    from service.model_card import markdown
+
+    try:
+        model = with_store(lambda store: registered(store, reference))
+    except ValueError as error:
+        fail(f"model {reference!r}; {error}")
+    if as_json:
+        print_json(model)
+    else:
+        print(markdown(model), end="")
 
 
 @datasets.command("import")

@@ -1,4 +1,4 @@
-"""Files out of MongoDB: the pictures of a task, and a model with its class list."""
+"""Files out of MongoDB: the pictures of a task, and a model with its class list and card."""
 
 import re
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from handlers.errors import StartupError
 from handlers.store import Store
 from handlers.store.files import FileMissing
 from schemas.task import object_id
+from service.model_card import markdown
 
 
 async def fetch_reports(store: Store, task: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -29,17 +30,27 @@ async def fetch_reports(store: Store, task: Mapping[str, Any], folder: Path) -> 
     return paths
 
 
-async def export_model(store: Store, reference: str, folder: Path) -> list[Path]:
-    """Write the model that `name` or `name:version` refers to as `model.onnx`, with `classes.json` beside it.
+async def registered(store: Store, reference: str) -> dict[str, Any]:
+    """The document of the version that `name` or `name:version` refers to.
 
-    The class list: `{model_name, version, input_size, classes: [{id, name}]}`, ids as the network gives them, from 1.
-    Raises ValueError for a reference that is none, and StartupError if there is no such model, or its file is damaged.
+    Raises ValueError for a reference that is none, and StartupError if there is no such model.
     """
     model = await store.models.find(reference)
     if model is None:
         raise StartupError(f"there is no model {reference!r}; see `dltask models`")
+    return model
+
+
+async def export_model(store: Store, reference: str, folder: Path) -> list[Path]:
+    """Write the model that `name` or `name:version` refers to as `model.onnx`, with its class list in `classes.json`
+    and its card in `model_card.md`.
+
+    The class list: `{model_name, version, input_size, classes: [{id, name}]}`, ids as the network gives them, from 1.
+    Raises ValueError for a reference that is none, and StartupError if there is no such model, or its file is damaged.
+    """
+    model = await registered(store, reference)
     await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
-    onnx, classes = folder / "model.onnx", folder / "classes.json"
+    onnx, classes, card = folder / "model.onnx", folder / "classes.json", folder / "model_card.md"
     digest = await _fetch(store.files.models.fetch(model["file_id"], onnx), f"model {reference!r}")
     if digest != model["sha256"]:
         onnx.unlink()
@@ -51,7 +62,8 @@ async def export_model(store: Store, reference: str, folder: Path) -> list[Path]
         "classes": [{"id": number, "name": name} for number, name in enumerate(model["class_names"], 1)],
     }
     classes.write_bytes(orjson.dumps(listing, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    return [onnx, classes]
+    card.write_text(markdown(model), encoding="utf-8")
+    return [onnx, classes, card]
 
 
 async def _fetch(transfer: Any, what: str) -> str:

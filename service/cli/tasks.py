@@ -21,7 +21,7 @@ app = typer.Typer()
 @app.command()
 def submit(
     task_type: Annotated[str, typer.Argument(metavar="train|test", show_default=False)],
-    model_name: Annotated[str, typer.Option(help="The model to train, or to test (NAME or NAME:VERSION).")],
+    model_name: Annotated[str, typer.Option(help="The model to train (NAME:VERSION begins with that one) or to test.")],
     dataset: Annotated[str, typer.Option(help="The data set to use.")],
     split: Annotated[str | None, typer.Option(help="Else `test`, or all but that for a training.")] = None,
     param: Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="A parameter; repeatable.")] = None,

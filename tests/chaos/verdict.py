@@ -164,7 +164,8 @@ async def orphaned_files(uri: str, name: str, db: Database[dict[str, Any]]) -> l
         named["models"].add((task.get("snapshot") or {}).get("file_id"))
         named["messages"].add(_object_id(task.get("json_mongodb_id")))
         named["reports"] |= {_object_id(i) for i in ((task.get("result") or {}).get("reports") or {}).values()}
-    registered = {model["file_id"] for model in db.DL_MODEL.find({}, {"file_id": 1})}
+    models = list(db.DL_MODEL.find({}, {"file_id": 1, "weights_file_id": 1}))
+    registered = {model[name] for model in models for name in ("file_id", "weights_file_id")}
     named["models"] |= registered
     found = []
     for bucket in _BUCKETS:

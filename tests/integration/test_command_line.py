@@ -76,12 +76,20 @@ def test_a_training_from_submit_to_its_model(
     models = json.loads(dltask("models", "--json")[1])
     assert [(model["model_name"], model["version"]) for model in models] == [("ok", 1)]
     code, out, _ = dltask("models", "export", "ok:1", tmp_path / "model")
-    assert (code, out.splitlines()) == (0, [str(tmp_path / "model" / name) for name in ("model.onnx", "classes.json")])
+    names = ("model.onnx", "classes.json", "model_card.md")
+    assert (code, out.splitlines()) == (0, [str(tmp_path / "model" / name) for name in names])
     assert (tmp_path / "model" / "model.onnx").read_bytes() == b"no real model"
     classes = json.loads((tmp_path / "model" / "classes.json").read_text())
     assert classes == {"model_name": "ok", "version": 1, "input_size": 320, "classes": [{"id": 1, "name": "a"}]}
-    code, _, err = dltask("models", "export", "ok:2", tmp_path / "model")
-    assert (code, err) == (2, "dltask: there is no model 'ok:2'; see `dltask models`\n")
+    card = dltask("models", "card", "ok")[1]
+    assert card.startswith("# ok:1\n")
+    assert (tmp_path / "model" / "model_card.md").read_text() == card
+    document = json.loads(dltask("models", "card", "ok:1", "--json")[1])
+    assert (document["version"], document["card"]["boxes"]) == (1, [7])
+    assert "card" not in models[0]
+    for command in (("export", "ok:2", tmp_path / "model"), ("card", "ok:2")):
+        code, _, err = dltask("models", *command)
+        assert (code, err) == (2, "dltask: there is no model 'ok:2'; see `dltask models`\n")
 
     [worker] = json.loads(dltask("workers", "--json")[1])
     assert worker["devices"]["CPU"] == 1

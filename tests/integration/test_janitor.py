@@ -20,9 +20,9 @@ Db = Database[dict[str, Any]]
 OLD = datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def put(db: Db, bucket: str, *, task_id: Any = 1) -> ObjectId:
+def put(db: Db, bucket: str, *, task_id: Any = 1, owner: str = "task_id") -> ObjectId:
     """A file with its metadata."""
-    metadata = {} if task_id is None else {"metadata": {"task_id": task_id}}
+    metadata = {} if task_id is None else {"metadata": {owner: task_id}}
     file_id: ObjectId = GridFSBucket(db, bucket).upload_from_stream("x", b"x" * 10, **metadata)
     return file_id
 
@@ -68,6 +68,21 @@ async def test_what_nothing_names_goes_and_all_else_stays(store: Store, db: Db) 
     assert kept(db, "reports") == {report, foreign[2]}
     assert kept(db, "images") == {image, foreign[3]}
     assert not {lost_snapshot, lost_message, lost_report, big} & kept(db, "models")
+
+
+async def test_the_weights_of_a_model_stay(store: Store, db: Db) -> None:
+    """Those that a version names, also when its task is gone; those that none names go. The first release, which does
+    not know by what they are named, takes them for somebody else's: their metadata have no `task_id`."""
+    weights = put(db, "models", owner="weights_of")
+    put(db, "models", owner="weights_of")
+    model = put(db, "models")
+    version = {"model_name": "m", "version": 1, "task_id": 1, "file_id": model, "weights_file_id": weights}
+    db.DL_MODEL.insert_one(version)
+    db.DL_MODEL.insert_one({"model_name": "m", "version": 2, "task_id": 2, "file_id": model, "weights_file_id": None})
+    assert await remove_after_a_day(store, db) == 1
+    assert kept(db, "models") == {weights, model}
+    db.DL_MODEL.delete_many({})
+    assert await remove_after_a_day(store, db) == 2
 
 
 async def test_records_of_other_forms_keep_it_from_nothing(store: Store, db: Db) -> None:

@@ -612,14 +612,14 @@ def test_hostile_names_stay_in_the_folder(db: Db, dltask: Dltask, tmp_path: Path
         assert "expected 1 to 128 letters" in err
     db.DL_MODEL.insert_one({**model, "model_name": "fine", "task_id": 2, "sha256": sha256})
     assert dltask("client", "models", "export", "fine", tmp_path / "model")[0] == 0
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.onnx", "classes.json"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.onnx", "classes.json", "model_card.md"}
     assert not list(tmp_path.parent.rglob("escaped*"))
 
 
 def test_no_model_gets_a_hostile_name(db: Db, images: list[ObjectId], serve: Serve) -> None:
     """It would stand in file names of whoever copies models out of GridFS: admission says no."""
     serve()
-    names = ("../../escaped", "/etc/cron.d/x", "..", "a/b", "a\\b", "x\x00y", "x\ny", ".hidden", "-rf", "a:1")
+    names = ("../../escaped", "/etc/cron.d/x", "..", "a/b", "a\\b", "x\x00y", "x\ny", ".hidden", "-rf", "a:../1")
     db.DL_TASK.insert_many([train_request(number, model_name=name) for number, name in enumerate(names)])
     for number in range(len(names)):
         rejected = ended(db, number)

@@ -94,6 +94,8 @@ BAD_ID = ObjectId()
         (TaskErrorCode.PARAM_INVALID, {"param_request": params(device_num=2**16)}),
         (TaskErrorCode.MODEL_INVALID, {"param_request": params(net_model="YOLO99")}),
         (TaskErrorCode.MODEL_INVALID, {"task_type": TEST, "param_request": params(model_name="unknown")}),
+        (TaskErrorCode.PARAM_INVALID, {"param_request": params(model_name="unknown:0")}),
+        (TaskErrorCode.MODEL_INVALID, {"param_request": params(model_name="unknown:1")}),
         (TaskErrorCode.JASON_MONGOID_INVALID, {"json_mongodb_id": str(BAD_ID)}),
         (TaskErrorCode.JASON_MONGOID_INVALID, {"json_mongodb_id": "not an id"}),
         (TaskErrorCode.IMAG_MONGOID_INVALID, {"img_mongodb_ids": [BAD_ID]}),

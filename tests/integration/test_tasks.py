@@ -16,6 +16,7 @@ from handlers.errors import LostTask, PermanentError
 from handlers.prepare import Uploads
 from handlers.store import Store
 from handlers.store.tasks import Expired, TaskError
+from schemas.card import TrainingFacts
 from schemas.enums import TaskStatus
 from schemas.numbers import bson_uint64
 from schemas.params import check_params, stored_params
@@ -558,9 +559,13 @@ async def test_words_of_users_are_not_expanded(store: Store, db: Db) -> None:
 def trained(folder: Path) -> Trained:
     onnx = folder / "model.onnx"
     onnx.write_bytes(b"a model")
+    weights = folder / "weights.pt"
+    weights.write_bytes(b"its weights")
     return Trained(
         onnx=onnx,
         sha256="0" * 64,
+        weights=weights,
+        weights_sha256="1" * 64,
         class_names=("a",),
         input_size=320,
         iterations=3,
@@ -572,6 +577,17 @@ def trained(folder: Path) -> Trained:
         metrics=Metrics(map=0.5, map_50=0.5, map_75=0.5, per_class=(), on="val"),
         images=ImagesUsed(used=1, skipped=0),
         reports={},
+        card=TrainingFacts(
+            dataset="toy",
+            split="",
+            train_images=1,
+            val_images=0,
+            boxes=(4,),
+            batch_size=2,
+            seed=1,
+            recipe="made up",
+            versions={"python": "3"},
+        ),
     )
 
 
@@ -589,8 +605,34 @@ async def test_the_end_of_a_training_and_its_model_are_written_together(store: S
     assert (after["status"], result["version"], model["version"]) == ("SUCCEEDED", 1, 1)
     assert (model["model_name"], model["task_id"], model["attempt"]) == ("m", 1, 1)
     assert after["start_time"] <= model["create_time"] <= server_time(db)
-    assert db["models.files"].count_documents({"_id": model["file_id"]}) == 1
+    named = {"onnx": model["file_id"], "pt": model["weights_file_id"]}
+    files = {file["filename"]: file for file in db["models.files"].find()}
+    assert {name: file["_id"] for name, file in files.items()} == {f"m.{end}": key for end, key in named.items()}
+    assert files["m.onnx"]["metadata"]["task_id"] == files["m.pt"]["metadata"]["weights_of"] == 1
+    assert (model["sha256"], model["weights_sha256"]) == ("0" * 64, "1" * 64)
+    assert model["parent_version"] is None
+    assert model["card"]["parameters"] == after["param_request"]
+    assert (model["card"]["boxes"], model["card"]["batch_size"], model["card"]["seconds"]) == ([4], 2, 1.0)
+    assert "parent_version" not in result
     assert result["resumed_from_iteration"] is None
+
+
+async def test_a_training_that_began_with_a_version_makes_the_next_of_its_name(
+    store: Store, db: Db, tmp_path: Path
+) -> None:
+    """`m:1` makes the newest version of `m`, which names its parent, as the result does."""
+    for number in (1, 2):
+        await finish(store, await claimed(store, db, number), tmp_path)
+    params = {**fields(3)["param_request"], "model_name": "m:1"}
+    await pending(store, db, 3, param_request=params)
+    task = await claim(store)
+    assert task is not None
+    result = await finish(store, task, tmp_path)
+    model = db.DL_MODEL.find_one({"task_id": 3})
+    assert model is not None
+    assert (model["model_name"], model["version"], model["parent_version"]) == ("m", 3, 1)
+    assert (result["model_name"], result["version"], result["parent_version"]) == ("m", 3, 1)
+    assert db["models.files"].count_documents({"filename": {"$in": ["m.onnx", "m.pt"]}}) == 6
 
 
 async def test_who_lost_a_training_registers_nothing(store: Store, db: Db, tmp_path: Path) -> None:
@@ -629,7 +671,7 @@ async def test_a_finish_that_is_tried_again_registers_once(store: Store, db: Db,
     assert document(db, task) == before
     model = db.DL_MODEL.find_one({})
     assert model is not None
-    assert [file["_id"] for file in db["models.files"].find()] == [model["file_id"]]
+    assert set(db["models.files"].distinct("_id")) == {model["file_id"], model["weights_file_id"]}
 
 
 async def test_a_registered_file_stays_when_the_task_is_deleted(store: Store, db: Db, tmp_path: Path) -> None:
@@ -642,7 +684,7 @@ async def test_a_registered_file_stays_when_the_task_is_deleted(store: Store, db
         await finish(store, task, tmp_path, uploads)
     model = db.DL_MODEL.find_one({})
     assert model is not None
-    assert [file["_id"] for file in db["models.files"].find()] == [model["file_id"]]
+    assert set(db["models.files"].distinct("_id")) == {model["file_id"], model["weights_file_id"]}
 
 
 async def test_trainings_of_one_name_that_finish_at_once_get_their_own_versions(

@@ -26,11 +26,14 @@ def empty() -> Store:
 
 @pytest.fixture
 async def full(empty: Store) -> Store:
-    """A store with one image, one label, one registered model and one stored message."""
+    """A store with one image, one label, one stored message, and registered models: old, new, of another network."""
     db = empty.database.db
     await db.IMG_INFO.insert_one({"_id": IMAGE, "dataset": "toy", "split": "train"})
     await db.IMG_LAB_INFO.insert_one({"img_id": IMAGE})
-    await db.DL_MODEL.insert_one({"model_name": "known", "version": 3, "task_id": Int64(77)})
+    old = {"model_name": "known", "version": 3, "task_id": Int64(77), "net_model": "MobileNet"}
+    new = {**old, "version": 4, "task_id": Int64(78), "weights_file_id": ObjectId()}
+    other = {**new, "model_name": "other", "version": 1, "task_id": Int64(79), "net_model": "OtherNet"}
+    await db.DL_MODEL.insert_many([old, new, other])
     await db["messages.files"].insert_one({"_id": MESSAGE})
     return empty
 
@@ -98,10 +101,34 @@ async def test_a_used_number_comes_before_everything_but_the_type(full: Store) -
         ({"task_type": "train"}, CODES.TASK_TYPE_ERROR, "task_type", ["'train'"]),
         ({"param_request": None}, CODES.PARAM_INVALID, "param_request.model_name", ["missing", "name"]),
         (
-            {"param_request": {"model_name": "a:1"}},
+            {"param_request": {"model_name": "known:0"}},
             CODES.PARAM_INVALID,
             "param_request.model_name",
-            ["'a:1'", "without"],
+            ["'known:0'", "version number from 1"],
+        ),
+        (
+            {"param_request": {"model_name": "known:x"}},
+            CODES.PARAM_INVALID,
+            "param_request.model_name",
+            ["'known:x'", "version number from 1"],
+        ),
+        (
+            {"param_request": {"model_name": "known:9"}},
+            CODES.MODEL_INVALID,
+            "param_request.model_name",
+            ["'known:9'", "registered"],
+        ),
+        (
+            {"param_request": {"model_name": "known:3"}},
+            CODES.MODEL_INVALID,
+            "param_request.model_name",
+            ["'known:3'", "without stored weights", "trained since"],
+        ),
+        (
+            {"param_request": {"model_name": "other:1"}},
+            CODES.MODEL_INVALID,
+            "param_request.net_model",
+            ["'MobileNet'", "'OtherNet'", "network of 'other:1'"],
         ),
         ({"param_request": {"model_name": "../a"}}, CODES.PARAM_INVALID, "param_request.model_name", ["'../a'"]),
         ({"priority": "high"}, CODES.PARAM_INVALID, "priority", ["'high'", "whole number from"]),
@@ -214,11 +241,19 @@ async def test_a_stored_message_takes_the_place_of_images(full: Store) -> None:
     assert fields["json_mongodb_id"] == str(MESSAGE)
 
 
-@pytest.mark.parametrize(("name", "there"), [("known", True), ("known:3", True), ("known:4", False), ("new", False)])
+@pytest.mark.parametrize(("name", "there"), [("known", True), ("known:3", True), ("known:5", False), ("new", False)])
 async def test_a_test_needs_a_registered_model(full: Store, name: str, there: bool) -> None:
     """`name` is the newest version, `name:version` that one; a net_model is not looked at."""
     answer = await check(full, train(task_type="TEST", param_request={"model_name": name, "net_model": "Other"}))
     assert isinstance(answer, dict) is there
+
+
+async def test_a_training_may_begin_with_a_version(full: Store) -> None:
+    """With its weights stored, and of the same network; the scope is free. Without a version nothing is looked up."""
+    for model_name in ("known:4", "known", "other"):
+        fields = await check(full, train(param_request={"model_name": model_name, "model_scope": "LARGE"}))
+        assert isinstance(fields, dict)
+        assert fields["param_request"]["model_name"] == model_name
 
 
 async def test_a_training_never_reads_the_test_split(full: Store) -> None:

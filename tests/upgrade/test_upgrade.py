@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from bson import Decimal128, ObjectId
+from gridfs import GridFSBucket
 from pymongo.database import Database
 
 from schemas.version import SCHEMA_VERSION
@@ -214,3 +215,50 @@ def test_indexes_are_the_same_for_both(db: Db, serve_first: Serve, serve: Serve,
             assert "index missing" not in service.log.read_text()
             service.stop()
         db.client.drop_database(db.name)
+
+
+def test_the_first_release_begins_no_training_with_another_s_weights(
+    db: Db, serve_first: Serve, serve: Serve, image_ids: list[ObjectId]
+) -> None:
+    """It knows no `name:version` in a training. What it admits it rejects; what this version has admitted ends FAILED
+    there: never does it train from ImageNet weights instead."""
+    new = serve()
+    db.DL_TASK.insert_one(train_request(1))
+    assert ended(db, 1)["status"] == "SUCCEEDED"
+    db.DL_TASK.insert_one(train_request(2, iterations=10_000))  # keeps the only device
+    running(db, 2)
+    db.DL_TASK.insert_one(train_request(3, model_name="ok:1"))
+    wait_for(lambda: db.DL_TASK.find_one({"task_id": 3, "status": "PENDING"}))
+    new.kill()
+    db.DL_TASK.update_one({"task_id": 2}, {"$set": {"cancel_requested": True}})
+    serve_first(gpu_devices=0)
+    db.DL_TASK.insert_one(train_request(4, model_name="ok:1"))
+    refused = ended(db, 4)
+    assert (refused["status"], refused["error_code"]) == ("REJECTED", 7)
+    failed = ended(db, 3)
+    assert (failed["status"], failed["error"]["kind"]) == ("FAILED", "document")
+    assert db.DL_MODEL.count_documents({}) == 1
+
+
+def test_the_first_release_s_janitor_keeps_weights(
+    db: Db, serve: Serve, first_release: Path, dltask_env: dict[str, str], image_ids: list[ObjectId]
+) -> None:
+    """Although it does not know that a model names them."""
+    serve()
+    db.DL_TASK.insert_one(train_request(1))
+    assert ended(db, 1)["status"] == "SUCCEEDED"
+    code = (
+        "import os, anyio\n"
+        "from handlers.store import connect_store\n"
+        "from service.janitor import remove_orphans\n"
+        "async def clean():\n"
+        "    async with connect_store(os.environ['DLTASK_MONGODB_URI'], os.environ['DLTASK_DATABASE']) as store:\n"
+        "        for _ in range(2):\n"
+        "            await remove_orphans(store, older_than=0)\n"
+        "anyio.run(clean)"
+    )
+    GridFSBucket(db, "models").upload_from_stream("left", b"x", metadata={"task_id": 1})
+    subprocess.run([sys.executable, "-c", code], cwd=first_release, env=dltask_env, check=True)
+    model = db.DL_MODEL.find_one({})
+    assert model is not None
+    assert set(db["models.files"].distinct("_id")) - {model["file_id"]} == {model["weights_file_id"]}

@@ -81,6 +81,37 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, batch_size: int) -> None:
     assert_equal(torch.load(rest.path, weights_only=True), expected)
 
 
+def test_a_resumed_fine_tuning_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """So it does when it began with the weights of another version; those are not needed any more, and of another
+    beginning no snapshot is taken."""
+    first = make_job(tmp_path / "first", max_num_iters=2)
+    first.out.mkdir()
+    trained = train(first, lambda event: None, lambda: False, Ranks())
+    assert trained is not None
+    make: Callable[..., Job] = lambda name, **more: make_job(  # noqa: E731
+        tmp_path / name, model_name="cells:3", batch_size=1, max_num_iters=4, snap_shot_ivterval=2, **more
+    )
+    whole = last_snapshot(run_until(make("whole", start_from=trained.weights), 4))
+    half = last_snapshot(run_until(make("half", start_from=trained.weights), 2))
+    events = run_until(make("half", resume_from=half.path), 2)
+    started = next(event for event in events if isinstance(event, Started))
+    assert (started.iteration, started.initial_weights) == (2, "cells:3 (2 of 2 classes carried over)")
+    assert_equal(torch.load(last_snapshot(events).path, weights_only=True), torch.load(whole.path, weights_only=True))
+    other = make_job(tmp_path / "half", model_name="cells", max_num_iters=4, resume_from=half.path)
+    with pytest.raises(SnapshotError, match="has start_from 'cells:3'; this training has None"):
+        train(other, lambda event: None, lambda: True, Ranks())
+
+
+def test_a_snapshot_of_the_first_release_is_read(tmp_path: Path, whole: Path) -> None:
+    """Its identity has no `start_from`."""
+    document = torch.load(whole, weights_only=True)
+    del document["identity"]["start_from"]
+    torch.save(document, tmp_path / "old.pt")
+    job = make_job(tmp_path, max_num_iters=9, resume_from=tmp_path / "old.pt")
+    with pytest.raises(StoppedEarly, match="iteration 1"):
+        train(job, lambda event: None, lambda: True, Ranks())
+
+
 def test_a_stop_is_snapshot_at_once(tmp_path: Path) -> None:
     """Between two intervals too; nothing half written is left beside it."""
     job = make_job(tmp_path, max_num_iters=9, snap_shot_ivterval=5)

@@ -1,0 +1,108 @@
+"""A model's card as Markdown: what a version was made of, how, and how good it is."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from service.show import iso, number, part, printable, task_number
+
+Document = Mapping[str, Any]
+
+
+def markdown(model: Document) -> str:
+    """The card of a version's document. One that release 0.1.0 made has no `card`, and says less."""
+    card = part(model, "card")
+    made = model.get("create_time")
+    time = iso(made) if isinstance(made, datetime) else ""
+    side = model.get("input_size")
+    parent = model.get("parent_version")
+    sections = [
+        f"# {_text(model.get('model_name'))}:{_text(model.get('version'))}",
+        _facts(
+            {
+                "made": f"{time} by task {task_number(model.get('task_id'))}",
+                "network": f"{model.get('net_model')} {model.get('model_scope')}, {side} x {side} pixels",
+                "began with": card.get("initial_weights"),
+                "parent": None if parent is None else f"{model.get('model_name')}:{parent}",
+                "iterations": card.get("iterations"),
+                "best iteration": card.get("best_iteration"),
+                "device": card.get("device"),
+                "seconds": card.get("seconds"),
+                "sha256 of the ONNX file": model.get("sha256"),
+            }
+        ),
+        "## Data",
+        _facts(
+            {
+                "data set": card.get("dataset") or ("images by their ids" if card else None),
+                "split": card.get("split") or None,
+                "training images": card.get("train_images"),
+                "validation images": card.get("val_images"),
+                "images that could not be used": card.get("images_skipped"),
+                "fingerprint": model.get("data_fingerprint"),
+            }
+        ),
+        "## How good it is",
+        _metrics(model),
+        _classes(model, card),
+    ]
+    if card:
+        facts = {"images in a step": card.get("batch_size"), "seed": card.get("seed")}
+        sections += [
+            "## Recipe",
+            _text(card.get("recipe")),
+            _facts(facts | {f"`{_text(name)}`": value for name, value in part(card, "parameters").items()}),
+            "## Made with",
+            _facts({_text(name): version for name, version in part(card, "versions").items()}),
+        ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _metrics(model: Document) -> str:
+    metrics = part(model, "metrics")
+    if not metrics:
+        return "Not measured."
+    scores = ", ".join(
+        f"{title} {_score(metrics.get(name))}"
+        for title, name in (("mAP", "map"), ("mAP@.5", "map_50"), ("mAP@.75", "map_75"))
+    )
+    return f"{scores}, on the images of `{_text(metrics.get('on'))}` (COCO definitions, 0 … 1)."
+
+
+def _classes(model: Document, card: Document) -> str:
+    names, boxes = model.get("class_names"), card.get("boxes")
+    rows = part(model, "metrics").get("per_class")
+    listed = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    measured = {str(row.get("class_name")): row for row in listed}
+    columns = ("map", "map_50", "precision", "recall", "threshold")
+    lines = []
+    for index, name in enumerate(names if isinstance(names, list) else ()):
+        count = boxes[index] if isinstance(boxes, list) and index < len(boxes) else "–"
+        scores = [_score(measured.get(str(name), {}).get(column)) for column in columns]
+        lines.append([str(index + 1), _text(name), _text(count), *scores])
+    titles = ["id", "class", "boxes trained on", "mAP", "mAP@.5", "precision", "recall", "at a score of"]
+    return _table(titles, lines)
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    return _table(["", ""], [[title, _value(value)] for title, value in facts.items() if value is not None])
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else _text(value)
+
+
+def _score(value: Any) -> str:
+    return "–" if value is None else f"{number(value):.3f}"
+
+
+def _text(value: Any) -> str:
+    """`value` as text within a line of Markdown: names come from documents, and may be anything."""
+    return "".join(f"\\{c}" if c in "\\`*[]<>|" else c for c in printable(value))
