@@ -16,7 +16,8 @@ from handlers.detection.data import (
 from handlers.detection.devices import IMAGE_STORE_BYTES, check_memory, open_device, reader_threads
 from handlers.detection.errors import StoppedEarly
 from handlers.detection.evaluate import average_precision, measurable
-from handlers.detection.export import check_export, export
+from handlers.detection.export import add_facts, check_export, export
+from handlers.detection.html_report import Notes, html_report
 from handlers.detection.job import Event, Job, Note, Snapshot, Started, Trained
 from handlers.detection.loop import MIN_IMAGES_FOR_STATISTICS, Learner, iterate
 from handlers.detection.measure import find, torch_detect
@@ -54,6 +55,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
     """
     if ranks.rank > 0:
         emit = _silent
+    emit = notes = Notes(emit)
     params = check_params(job.params)
     input_size = INPUT_SIZES[params.model_scope]
     device = open_device(job.devices[ranks.rank])
@@ -130,9 +132,11 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         found = find(measured, store, pool, detector.detect)
         curve = job.out / "training.png"
         training_curve(reporter.measurements, curve)
-        metrics, pictures = measure_and_draw(measured, found.truths, found.detections, data.class_names, on, job.out)
-        pictures |= draw_samples(measured, found.truths, found.detections, data.class_names, job.out)
-        return Trained(
+        known = found.truths, found.detections, data.class_names
+        measurement = measure_and_draw(measured, *known, on, job.out)
+        pictures = measurement.pictures | draw_samples(measured, *known, job.out, measurement.thresholds)
+        add_facts(onnx, measurement.thresholds, data.fingerprints_of(data.train))
+        trained = Trained(
             onnx=onnx,
             sha256=_sha256(onnx),
             class_names=data.class_names,
@@ -143,10 +147,13 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             initial_weights=state.initial_weights,
             data_fingerprint=identity.data_fingerprint,
             device=", ".join(job.devices),
-            metrics=metrics,
+            metrics=measurement.metrics,
+            leaks=data.leaks(emit),
             images=data.used(),
             reports={curve.name: curve, **pictures},
         )
+        report = html_report(job, data.message, trained, notes.texts)
+        return trained.model_copy(update={"reports": {report.name: report, **trained.reports}})
 
 
 def _silent(event: Event) -> None:
