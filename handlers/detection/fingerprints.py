@@ -4,7 +4,7 @@ A fingerprint is 128 bits, 16 bytes: the difference hash of Krawetz 2013 ("Kind 
 https://hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html) in both directions. The image is made grey
 (`cv2.COLOR_RGB2GRAY`) and shrunk by area (`cv2.INTER_AREA`) to 9 x 8 and to 8 x 9 pixels; of the first a bit says
 whether a pixel is brighter than the one to its left, of the second whether it is brighter than the one above it.
-Flips, turns and crops of more than a hundredth of a side have others.
+Flipped and turned images have others, and so do most that were cropped by more than a hundredth of each side.
 """
 
 import base64
