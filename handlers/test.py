@@ -38,7 +38,13 @@ async def prepare(
     onnx = folder / "model.onnx"
     await fetch_of_model(store, model["file_id"], model["sha256"], onnx, f"the file of model {name!r}")
     job = await prepare_job(store, cache, task, folder, devices)
-    tested = TestedModel(onnx=onnx, class_names=tuple(model["class_names"]), input_size=model["input_size"])
+    tested = TestedModel(
+        onnx=onnx,
+        class_names=tuple(model["class_names"]),
+        input_size=model["input_size"],
+        thresholds=_thresholds(model),
+        reference=f"{model['model_name']}:{model['version']}",
+    )
     return job.model_copy(update={"model": tested}), model
 
 
@@ -66,6 +72,7 @@ async def finish(
         version=model["version"],
         device=made.device,
         metrics=made.metrics,
+        leaks=made.leaks,
         images=made.images,
         seconds=seconds,
         reports=await uploads.reports(made.reports),
@@ -75,6 +82,22 @@ async def finish(
     ).document("TEST")
     await store.tasks.finish(task, TaskStatus.SUCCEEDED, result=result)
     return result
+
+
+def _thresholds(model: Document) -> tuple[float | None, ...]:
+    """Those of the model's classes, in their order: whoever changes them in DL_MODEL has others. Empty for none."""
+    metrics = model.get("metrics")
+    rows = metrics.get("per_class") if isinstance(metrics, dict) else None
+    known = {
+        row.get("class_id"): float(row["threshold"])
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and _is_score(row.get("threshold")) and isinstance(row.get("class_id"), int)
+    }
+    return tuple(known.get(number) for number in range(1, len(model["class_names"]) + 1)) if known else ()
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _rows(task: Task, detections: Path, refs: Path) -> Iterator[list[Document]]:

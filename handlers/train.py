@@ -79,6 +79,7 @@ async def finish(
             version=version,
             device=made.device,
             metrics=made.metrics,
+            leaks=made.leaks,
             images=made.images,
             seconds=seconds,
             reports=reports,

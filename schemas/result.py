@@ -20,6 +20,9 @@ MAX_CLASSES_IN_CONFUSION = 50
 RECALLS = tuple(step / 20 for step in range(21))
 #: Most images in `worst`.
 MAX_WORST = 8
+#: Most labels in `suspicious.examples`, and bins of `calibration`.
+MAX_SUSPICIOUS = 20
+MAX_BINS = 20
 #: The name in a confusion matrix for where there is no object, and for where none was found.
 BACKGROUND = "background"
 
@@ -39,6 +42,21 @@ class _Sparse(_Frozen):
         fields = type(self).model_fields
         document: dict[str, Any] = serialize(self)
         return {key: value for key, value in document.items() if value is not None or fields[key].is_required()}
+
+
+class Rates(_Frozen):
+    """Precision, recall and F1 at IoU 0.5."""
+
+    precision: Share
+    recall: Share
+    f1: Share
+
+
+class AtThreshold(Rates):
+    """What comes of a threshold that was chosen on other images: it is not the best one here, and so no optimist."""
+
+    #: Detections of at least this score count.
+    threshold: float
 
 
 class ClassMetrics(_Sparse):
@@ -61,6 +79,8 @@ class ClassMetrics(_Sparse):
     f1: Share | None = None
     #: That score: detections of at least this count. Absent where nothing right was found.
     threshold: float | None = None
+    #: TEST: the same at the threshold that the model brought along from its validation images; absent without one.
+    at_model_threshold: AtThreshold | None = None
     #: The highest precision at IoU 0.5 with at least the recall of each of `RECALLS`; absent above
     #: `MAX_CLASSES_WITH_CURVE` classes.
     precision_at_recall: tuple[Share, ...] | None = Field(None, min_length=len(RECALLS), max_length=len(RECALLS))
@@ -106,6 +126,55 @@ class WorstImage(_Frozen):
     false: Count
 
 
+SuspicionKind = Literal["unlabelled", "wrong_class", "poor_box", "no_object", "duplicate"]
+
+
+class SuspiciousLabel(_Sparse):
+    """A label that may be wrong, or a detection that may lack its label (see `handlers.detection.suspicious`)."""
+
+    #: Hex id in IMG_INFO.
+    img_id: str
+    kind: SuspicionKind
+    #: Of the label; `unlabelled`: of the detection.
+    class_name: str
+    #: `wrong_class`: the class that was found there.
+    detected_as: str | None = None
+    #: Of the detection that disagrees; absent where none does.
+    score: Share | None = None
+    #: Of the label with that detection; `duplicate`: with the other label.
+    iou: Share | None = None
+    #: The label, `unlabelled`: the detection, `[x, y, w, h]` in pixels of the image as labelled.
+    bbox: tuple[float, float, float, float]
+
+
+class Suspicious(_Frozen):
+    """Where labels and confident detections disagree."""
+
+    #: How many there are of each kind, whole.
+    counts: dict[SuspicionKind, Count]
+    #: The most suspicious first.
+    examples: tuple[SuspiciousLabel, ...] = Field(max_length=MAX_SUSPICIOUS)
+
+
+class CalibrationBin(_Frozen):
+    """Detections of like scores."""
+
+    #: Their mean score, and the share of them that is right.
+    score: Share
+    precision: Share
+    count: Count
+
+
+class Calibration(_Frozen):
+    """Whether scores can be read as probabilities (see `handlers.detection.calibration`)."""
+
+    #: Expected calibration error, 0 … 1, over the detections from the score `from_score` on; None without any.
+    ece: Share | None
+    from_score: Share
+    #: By score, lowest first, from 0 on; bins without detections are left out.
+    bins: tuple[CalibrationBin, ...] = Field(max_length=MAX_BINS)
+
+
 class Metrics(_Sparse):
     """COCO average precision (Lin et al. 2014), 0 … 1, over the images of one split, and where it is lost.
 
@@ -130,6 +199,10 @@ class Metrics(_Sparse):
     size: SizeMetrics | None = None
     #: Most mistakes first.
     worst: tuple[WorstImage, ...] | None = Field(None, max_length=MAX_WORST)
+    #: TEST: means over the classes that have labelled objects and a threshold of the model; absent without any.
+    at_model_thresholds: Rates | None = None
+    suspicious: Suspicious | None = None
+    calibration: Calibration | None = None
 
 
 class SkippedImage(_Frozen):
@@ -147,6 +220,29 @@ class ImagesUsed(_Frozen):
     skipped_examples: tuple[SkippedImage, ...] = Field((), max_length=MAX_EXAMPLES)
 
 
+class NearIdentical(_Frozen):
+    """A measured image, and the training image that it is nearly identical to; hex ids in IMG_INFO."""
+
+    img_id: str
+    other_img_id: str
+    #: Differing bits of their fingerprints.
+    distance: Count
+
+
+class Leaks(_Sparse):
+    """Images that are measured on and, nearly the same, trained on: what is measured there is too good to be true."""
+
+    #: Measured images with a nearly identical training image, of those that were compared.
+    count: Count
+    compared: Count
+    #: Training images that they were compared with.
+    training_images: Count
+    #: TRAIN: training images whose fingerprint another one has too, beyond the first of each.
+    duplicates_in_training: Count | None = None
+    #: The most alike first.
+    examples: tuple[NearIdentical, ...] = Field(max_length=MAX_EXAMPLES)
+
+
 class Result(_Frozen):
     """What a finished task says. Fields below `reports` belong to one kind of task and are absent in the other."""
 
@@ -156,9 +252,11 @@ class Result(_Frozen):
     device: str
     #: Absent where there are no labels.
     metrics: Metrics | None = None
+    #: Absent where there is nothing to compare with: of models of release 0.1.0 nobody knows the training images.
+    leaks: Leaks | None = None
     images: ImagesUsed
     seconds: float = Field(ge=0)
-    #: Name of each report file, with its hex id in GridFS `reports`.
+    #: Name of each report file (pictures, `report.html`), with its hex id in GridFS `reports`.
     reports: dict[str, str] = {}
     #: Things the reader should know: a smaller batch after running out of memory, no validation images, …
     notes: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from handlers.detection.augment import expand
 from handlers.detection.boxes import Boxes, Image
 from handlers.detection.data import ImageError, Sample, read_sample, shrink
 from handlers.detection.errors import DataError
+from handlers.detection.fingerprints import fingerprint
 from handlers.detection.targets import Assign, Assignment, Targets, collate
 from schemas.enums import ExpansionDataClass
 from schemas.result import SkippedImage
@@ -37,6 +38,8 @@ class ImageStore:
         self._kept: dict[int, tuple[Image, Boxes]] = {}
         #: (width, height) of the images whose size is not recorded.
         self._sizes: dict[int, tuple[int, int]] = {}
+        #: Of every image that was read; None where it has none.
+        self.fingerprints: dict[int, bytes | None] = {}
         self._lock = threading.Lock()
 
     def get(self, sample: Sample) -> tuple[Image, Boxes]:
@@ -47,6 +50,9 @@ class ImageStore:
         # Twice the input leaves a crop of half the sides at full resolution.
         image, boxes = read_sample(sample)
         size = (image.shape[1], image.shape[0])
+        if sample.id not in self.fingerprints:
+            # Of the whole image, as a test takes it.
+            self.fingerprints[sample.id] = fingerprint(image)
         image, boxes = shrink(image, boxes, 2 * self._input_size)
         with self._lock:
             if not (sample.width and sample.height):

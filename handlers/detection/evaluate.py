@@ -3,34 +3,42 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handlers.detection.boxes import Boxes, Detections
-from handlers.detection.coco import ALL_SIZES, LARGE, MATCH_IOU, MEDIUM, SMALL, CocoEvaluation, collect
+from handlers.detection.calibration import calibration
+from handlers.detection.coco import ALL_SIZES, LARGE, MATCH_IOU, MEDIUM, SMALL, CocoEvaluation, collect, xywh
 from handlers.detection.confusion import ConfusionCounts, confusion
 from handlers.detection.errors import DataError
 from handlers.detection.mistakes import ImageMistakes, worst_images
 from handlers.detection.scores import Best, ClassScores, best_for_all, class_scores
+from handlers.detection.suspicious import Suspect, Suspects, suspicious_labels
 from schemas.result import (
     BACKGROUND,
     MAX_CLASSES_BYTES,
     MAX_CLASSES_IN_CONFUSION,
     MAX_CLASSES_LISTED,
     MAX_CLASSES_WITH_CURVE,
+    MAX_SUSPICIOUS,
     MAX_WORST,
     RECALLS,
+    AtThreshold,
     ClassMetrics,
     Confusion,
     Metrics,
+    Rates,
     SizeMetrics,
+    SuspicionKind,
+    Suspicious,
+    SuspiciousLabel,
     WorstImage,
 )
 
 #: Bytes of a row of `per_class` as BSON without its name and its curve, and those of a curve; rounded up.
-_ROW_BYTES, _CURVE_BYTES = 250, 300
+_ROW_BYTES, _CURVE_BYTES = 370, 300
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,12 @@ class Evaluation:
     threshold: float
     confusion: ConfusionCounts
     worst: list[ImageMistakes]
+    suspects: Suspects
+
+    @property
+    def thresholds(self) -> tuple[float | None, ...]:
+        """The best threshold of each class, in their order; None where nothing right was found."""
+        return tuple(one.best().threshold for one in self.scores)
 
 
 def measurable(truths: Iterable[Boxes]) -> bool:
@@ -70,6 +84,7 @@ def evaluate(
     class_names: Sequence[str],
     on: str,
     mongodb_ids: Mapping[int, str],
+    thresholds: Sequence[float | None] = (),
 ) -> Evaluation:
     """Measure `detections` on the images `image_ids`, whose labels are `truths` (by image id, both in pixels).
 
@@ -77,8 +92,9 @@ def evaluate(
     faster-coco-eval): `map` is over IoU thresholds 0.50, 0.55, … 0.95 and all classes that have a labelled object.
     What the other numbers are is said in `schemas.result`; all but the confusion rest on the same matches as `map_50`.
     `class_names[i]` is class i + 1; boxes of other classes do not count, and neither do images that are not in
-    `image_ids`. `on` names the split; `mongodb_ids` are the ids of the images in IMG_INFO. Of more classes than a
-    result can list, those with most labelled objects are listed.
+    `image_ids`. `on` names the split; `mongodb_ids` are the ids of the images in IMG_INFO. `thresholds` are those that
+    the model brought along, one for each class (None is unknown), if it did. Of more classes than a result can list,
+    those with most labelled objects are listed.
 
     Raises DataError where no image has a labelled object: then there is nothing to measure (see `measurable`).
     """
@@ -92,10 +108,12 @@ def evaluate(
     threshold, f1 = best_for_all(scores)
     taken = confusion(measured, coco.match(same_class=False), threshold)
     worst = worst_images(measured, found, threshold, MAX_WORST)
+    suspects = suspicious_labels(measured, scores, MAX_SUSPICIOUS)
+    given = _at_thresholds(scores, thresholds)
     detected = _count(len(class_names), (detections[i].class_ids for i in image_ids if i in detections))
     metrics = Metrics(
         **_overall(precision),
-        per_class=_listed(class_names, precision, scores, detected),
+        per_class=_listed(class_names, precision, scores, detected, given),
         on=on,
         threshold=threshold,
         f1=f1,
@@ -107,8 +125,11 @@ def evaluate(
             WorstImage(img_id=mongodb_ids[image.image_id], missed=image.missed_count, false=image.false_count)
             for image in worst
         ),
+        at_model_thresholds=_mean(list(given.values())),
+        suspicious=_suspicious(suspects, class_names, mongodb_ids),
+        calibration=calibration(scores),
     )
-    return Evaluation(metrics, tuple(class_names), precision[0], scores, threshold, taken, worst)
+    return Evaluation(metrics, tuple(class_names), precision[0], scores, threshold, taken, worst, suspects)
 
 
 def names_that_fit(names: Iterable[str], room: int, each: int = 10) -> tuple[str, ...]:
@@ -136,17 +157,59 @@ def _overall(precision: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _listed(
-    class_names: Sequence[str], precision: NDArray[np.float64], scores: Sequence[ClassScores], detected: Any
+    class_names: Sequence[str],
+    precision: NDArray[np.float64],
+    scores: Sequence[ClassScores],
+    detected: Any,
+    given: Mapping[int, AtThreshold],
 ) -> tuple[ClassMetrics, ...]:
     """A row for each class, in the order of their ids; of too many, for those with most labelled objects."""
     with_curve = len(class_names) <= MAX_CLASSES_WITH_CURVE
     order = sorted(range(len(class_names)), key=lambda index: -scores[index].instances)
     each = _ROW_BYTES + (_CURVE_BYTES if with_curve else 0)
     fitting = names_that_fit((class_names[index] for index in order), MAX_CLASSES_BYTES, each)
-    return tuple(
+    rows = (
         _row(index, class_names[index], precision[:, :, index], scores[index], int(detected[index]), with_curve)
         for index in sorted(order[: len(fitting)])
     )
+    return tuple(row.model_copy(update={"at_model_threshold": given.get(row.class_id - 1)}) for row in rows)
+
+
+def _at_thresholds(scores: Sequence[ClassScores], thresholds: Sequence[float | None]) -> dict[int, AtThreshold]:
+    """What comes of the given thresholds, by the index of the class; of classes with a threshold and an object."""
+    found = {}
+    for index, (one, threshold) in enumerate(zip(scores, thresholds, strict=False)):
+        if threshold is not None and one.instances:
+            at = one.at(threshold)
+            found[index] = AtThreshold(threshold=threshold, precision=at.precision, recall=at.recall, f1=at.f1)
+    return found
+
+
+def _mean(rates: Sequence[AtThreshold]) -> Rates | None:
+    if not rates:
+        return None
+    precision, recall, f1 = np.mean([(one.precision, one.recall, one.f1) for one in rates], axis=0).tolist()
+    return Rates(precision=precision, recall=recall, f1=f1)
+
+
+def _suspicious(suspects: Suspects, class_names: Sequence[str], mongodb_ids: Mapping[int, str]) -> Suspicious:
+    def box(suspect: Suspect) -> tuple[float, float, float, float]:
+        left, top, width, height = (round(value, 2) for value in xywh(suspect.xyxy[None])[0])
+        return left, top, width, height
+
+    examples = tuple(
+        SuspiciousLabel(
+            img_id=mongodb_ids[one.image_id],
+            kind=one.kind,
+            class_name=class_names[one.class_id - 1],
+            detected_as=None if one.detected_as is None else class_names[one.detected_as - 1],
+            score=one.score,
+            iou=one.iou,
+            bbox=box(one),
+        )
+        for one in suspects.worst
+    )
+    return Suspicious(counts={kind: suspects.counts[kind] for kind in get_args(SuspicionKind)}, examples=examples)
 
 
 def _row(

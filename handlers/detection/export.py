@@ -3,12 +3,13 @@
 Input `images`: uint8 [N, S, S, 3], RGB, stretched to the square (`data.fit`); N is free.
 Outputs: `boxes` float32 [N, 100, 4], corners as fractions of the image; `scores` float32 [N, 100], descending;
 `class_ids` int64 [N, 100], from 1, where 0 marks a row that is no detection.
-The metadata have `class_names` (JSON) and `input_size`.
+The metadata have `class_names` (JSON) and `input_size`; and, once the model is measured, `thresholds` (JSON, in the
+order of `class_names`, null is unknown) and `fingerprints` of the training images (`handlers.detection.fingerprints`).
 """
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
+from handlers.detection.fingerprints import Fingerprints, encoded
 from handlers.detection.networks.base import Detector, Network, only_candidates
 
 #: Detections an image at most, as COCO evaluates.
@@ -70,6 +72,15 @@ def export(network: Network, class_names: tuple[str, ...], path: Path) -> None:
     facts = {"class_names": json.dumps(list(class_names), ensure_ascii=False), "input_size": str(size)}
     helper.set_model_props(model, facts)
     onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+
+
+def add_facts(path: Path, thresholds: Sequence[float | None], fingerprints: Fingerprints) -> None:
+    """Write what is known of a model only once it is measured into the metadata of its file `path`."""
+    model = onnx.load(path)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    facts |= {"thresholds": json.dumps(list(thresholds)), "fingerprints": encoded(fingerprints)}
+    helper.set_model_props(model, facts)
     path.write_bytes(model.SerializeToString())
 
 

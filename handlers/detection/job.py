@@ -16,7 +16,7 @@ from typing_extensions import TypedDict  # pydantic wants it, not that of `typin
 
 from schemas.card import TrainingFacts
 from schemas.numbers import UINT64_MAX, Count
-from schemas.result import ImagesUsed, Metrics
+from schemas.result import ImagesUsed, Leaks, Metrics
 
 #: Characters kept of a text for people.
 _MAX_TEXT = 3000
@@ -63,6 +63,11 @@ class TestedModel(_Frozen):
     class_names: tuple[str, ...]
     #: Side of the square input, pixels.
     input_size: int
+    #: The score from which on detections of a class count, as its training measured it, in the order of `class_names`;
+    #: None where that is unknown. Empty for models of release 0.1.0.
+    thresholds: tuple[float | None, ...] = ()
+    #: `name:version`.
+    reference: str = ""
 
 
 class Job(_Frozen):
@@ -160,8 +165,9 @@ class Trained(_Frozen):
     data_fingerprint: Text
     device: Text
     metrics: Metrics
+    leaks: Leaks | None = None
     images: ImagesUsed
-    #: Name of each picture, with its file.
+    #: Name of each picture, and of `report.html`, with its file.
     reports: Reports
     card: TrainingFacts | None = None
 
@@ -175,6 +181,7 @@ class Tested(_Frozen):
     images_per_second: Positive
     device: Text
     metrics: Metrics | None
+    leaks: Leaks | None = None
     images: ImagesUsed
     reports: Reports
 

@@ -48,6 +48,8 @@ class OnnxDetector:
         #: What really runs.
         self.device = device
         self._check(onnx)
+        #: What the file says of itself: `class_names`, …
+        self.facts: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def _check(self, onnx: Path) -> None:
         found_inputs = {value.name: (value.type, len(value.shape)) for value in self._session.get_inputs()}

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,14 @@ from handlers.detection.data import (
 from handlers.detection.devices import reader_threads
 from handlers.detection.errors import DataError, StoppedEarly
 from handlers.detection.evaluate import measurable, names_that_fit
+from handlers.detection.fingerprints import collected, decoded, fingerprint
+from handlers.detection.html_report import Notes, html_report
 from handlers.detection.job import Event, Job, Note, Progress, Started, Tested, TestedModel
+from handlers.detection.leaks import leaks, leaks_note
 from handlers.detection.onnx_detector import OnnxDetector
 from handlers.detection.report import draw_samples, measure_and_draw
 from schemas.message import RequestMessage
-from schemas.result import MAX_EXAMPLES, MAX_NAMES_BYTES, Metrics, SkippedImage
+from schemas.result import MAX_EXAMPLES, MAX_NAMES_BYTES, Leaks, Metrics, SkippedImage
 
 #: Most images in one run of the network, whatever `batch_size` says: more is no faster, and takes memory.
 MAX_BATCH = 64
@@ -46,6 +49,7 @@ def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], boo
     """
     if job.model is None:
         raise DataError("the job names no model to test", "model_name")
+    emit = notes = Notes(emit)
     message = read_message(job.message)
     samples, skipped = load_samples(message, image_paths(job.images))
     detector = OnnxDetector(job.model.onnx, job.model.class_names, job.model.input_size, job.devices[0])
@@ -60,16 +64,20 @@ def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], boo
     truths = _match_classes(message, job.model, run)
     used = [sample for sample in samples if sample.id in run.detections]
     metrics, reports = _measure(message, job.model, used, run, truths, job.out, emit)
-    reports |= draw_samples(used, truths, run.detections, job.model.class_names, job.out)
-    return Tested(
+    reports |= draw_samples(used, truths, run.detections, job.model.class_names, job.out, job.model.thresholds)
+    found_again = _leaks(used, run, detector, emit)
+    tested = Tested(
         detections=job.out / "detections.jsonl",
         detection_count=sum(map(len, run.detections.values())),
         images_per_second=run.images_per_second,
         device=detector.device,
         metrics=metrics,
+        leaks=found_again,
         images=images_used(len(used), skipped),
         reports=reports,
     )
+    report = html_report(job, message, tested, notes.texts)
+    return tested.model_copy(update={"reports": {report.name: report, **reports}})
 
 
 def _batch_size(job: Job) -> int:
@@ -84,6 +92,7 @@ class _Run:
     detections: dict[int, Detections]
     #: As labelled, with the class ids of the data, inside the image.
     labels: dict[int, Boxes]
+    fingerprints: dict[int, bytes | None]
     skipped: list[SkippedImage]
     images_per_second: float
 
@@ -96,6 +105,7 @@ class _Loaded:
     stretched: Image
     size: tuple[int, int]
     boxes: Boxes
+    fingerprint: bytes | None
 
 
 def _load(sample: Sample, input_size: int) -> _Loaded | SkippedImage:
@@ -103,7 +113,7 @@ def _load(sample: Sample, input_size: int) -> _Loaded | SkippedImage:
         image, boxes = read_sample(sample)
     except ImageError as error:
         return SkippedImage(img_id=sample.mongodb_id, reason=str(error))
-    return _Loaded(sample, fit(image, input_size), (image.shape[1], image.shape[0]), boxes)
+    return _Loaded(sample, fit(image, input_size), (image.shape[1], image.shape[0]), boxes, fingerprint(image))
 
 
 def _run(
@@ -114,7 +124,7 @@ def _run(
     emit: Callable[[Event], None],
     stopping: Callable[[], bool],
 ) -> _Run:
-    run = _Run({}, {}, [], 0.0)
+    run = _Run({}, {}, {}, [], 0.0)
     begin = reported = time.monotonic()
     done = 0
 
@@ -142,6 +152,7 @@ def _run(
                 for image, detections in zip(loaded, found, strict=True):
                     run.detections[image.sample.id] = detections
                     run.labels[image.sample.id] = image.boxes
+                    run.fingerprints[image.sample.id] = image.fingerprint
                     lines.write(_line(image.sample.id, detections, detector.class_names))
             done += len(batch)
             now = time.monotonic()
@@ -149,7 +160,7 @@ def _run(
                 report(now)
                 reported = now
     seconds = max(time.monotonic() - begin, 1e-9)
-    return _Run(run.detections, run.labels, run.skipped, len(run.detections) / seconds)
+    return replace(run, images_per_second=len(run.detections) / seconds)
 
 
 def _prefetched(
@@ -223,7 +234,8 @@ def _measure(
             emit(Note(message=f"not measured: labelled are {labelled}; the model knows {known}"))
         return None, {}
     on = message.dataset_info.split or "test"
-    metrics, pictures = measure_and_draw(used, truths, run.detections, model.class_names, on, out)
+    compared = truths, run.detections, model.class_names
+    measurement = measure_and_draw(used, *compared, on, out, model.thresholds)
     in_data = {row.name for row in message.class_info}
     unknown = [row.name for row in message.class_info if row.name not in model.class_names]
     absent = [name for name in model.class_names if name not in in_data]
@@ -231,4 +243,17 @@ def _measure(
         "classes_not_in_model": names_that_fit(unknown, MAX_NAMES_BYTES),
         "classes_not_in_data": names_that_fit(absent, MAX_NAMES_BYTES),
     }
-    return metrics.model_copy(update=named), pictures
+    return measurement.metrics.model_copy(update=named), measurement.pictures
+
+
+def _leaks(used: Sequence[Sample], run: _Run, detector: OnnxDetector, emit: Callable[[Event], None]) -> Leaks | None:
+    """Tested images that the model was trained on; None where its file does not tell on which it was."""
+    remembered = detector.facts.get("fingerprints")
+    training = None if remembered is None else decoded(remembered)
+    if training is None:
+        return None
+    tested = collected([(sample.mongodb_id, run.fingerprints[sample.id]) for sample in used])
+    found = leaks(tested, training, in_training=False)
+    if found.count:
+        emit(Note(message=leaks_note(found, "tested")))
+    return found

@@ -46,6 +46,14 @@ class ClassScores:
         right = int(self.right[: at + 1].sum())
         return Best(float(self.scores[at]), right / (at + 1), right / self.instances, float(f1[at]))
 
+    def at(self, threshold: float) -> Best:
+        """What comes of `threshold`; without a detection that counts, all is 0."""
+        counted = int(np.searchsorted(-self.scores, -np.float32(threshold), side="right"))
+        right = int(self.right[:counted].sum())
+        if not right or not self.instances:
+            return Best(threshold, 0.0, 0.0, 0.0)
+        return Best(threshold, right / counted, right / self.instances, 2 * right / (counted + self.instances))
+
     def f1_at(self, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
         """F1 if detections of at least each of `thresholds` count."""
         counted = np.searchsorted(-self.scores, -thresholds, side="right")

@@ -18,8 +18,9 @@ from handlers.detection.data import (
 from handlers.detection.devices import IMAGE_STORE_BYTES, check_memory, open_device, reader_threads
 from handlers.detection.errors import StoppedEarly
 from handlers.detection.evaluate import average_precision, measurable
-from handlers.detection.export import check_export, export
+from handlers.detection.export import add_facts, check_export, export
 from handlers.detection.fine_tune import Build, begin_with, write_weights
+from handlers.detection.html_report import Notes, html_report
 from handlers.detection.job import Event, Job, Note, Snapshot, Started, Trained
 from handlers.detection.loop import MIN_IMAGES_FOR_STATISTICS, Learner, iterate
 from handlers.detection.measure import find, torch_detect
@@ -57,6 +58,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
     """
     if ranks.rank > 0:
         emit = _silent
+    emit = notes = Notes(emit)
     params = check_params(job.params)
     recipe = NETWORKS[params.net_model]
     input_size = recipe.input_sizes[params.model_scope]
@@ -139,9 +141,11 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         found = find(measured, store, pool, detector.detect)
         curve = job.out / "training.png"
         training_curve(reporter.measurements, curve)
-        metrics, pictures = measure_and_draw(measured, found.truths, found.detections, data.class_names, on, job.out)
-        pictures |= draw_samples(measured, found.truths, found.detections, data.class_names, job.out)
-        return Trained(
+        known = found.truths, found.detections, data.class_names
+        measurement = measure_and_draw(measured, *known, on, job.out)
+        pictures = measurement.pictures | draw_samples(measured, *known, job.out, measurement.thresholds)
+        add_facts(onnx, measurement.thresholds, data.fingerprints_of(data.train))
+        trained = Trained(
             onnx=onnx,
             sha256=_sha256(onnx),
             weights=weights,
@@ -154,11 +158,14 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             initial_weights=state.initial_weights,
             data_fingerprint=identity.data_fingerprint,
             device=", ".join(job.devices),
-            metrics=metrics,
+            metrics=measurement.metrics,
+            leaks=data.leaks(emit),
             images=data.used(),
             reports={curve.name: curve, **pictures},
             card=training_facts(job, data, batch_size, learner.recipe),
         )
+        report = html_report(job, data.message, trained, notes.texts)
+        return trained.model_copy(update={"reports": {report.name: report, **trained.reports}})
 
 
 def _silent(event: Event) -> None:

@@ -1,5 +1,6 @@
 """The images of a training: read once, those that cannot be used set aside."""
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -7,10 +8,12 @@ from handlers.detection.batches import ImageStore
 from handlers.detection.data import Sample, image_paths, images_used, load_samples, read_message, separate_validation
 from handlers.detection.errors import DataError
 from handlers.detection.evaluate import measurable
-from handlers.detection.job import Job
+from handlers.detection.fingerprints import Fingerprints, collected
+from handlers.detection.job import Event, Job, Note
+from handlers.detection.leaks import leaks, leaks_note
 from handlers.detection.ranks import Ranks
 from schemas.message import RequestMessage
-from schemas.result import ImagesUsed, SkippedImage
+from schemas.result import ImagesUsed, Leaks, SkippedImage
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,19 @@ class TrainingData:
     #: Empty where there are too few images, or none of them has a label to measure by.
     val: list[Sample]
     skipped: list[SkippedImage]
+    #: Of every image that was read, by its id in the message.
+    fingerprints: dict[int, bytes | None]
+
+    def fingerprints_of(self, samples: Sequence[Sample]) -> Fingerprints:
+        """Those of `samples`, as far as they have any."""
+        return collected([(sample.mongodb_id, self.fingerprints.get(sample.id)) for sample in samples])
+
+    def leaks(self, emit: Callable[[Event], None]) -> Leaks:
+        """The validation images compared with the training images; a Note tells of what is found."""
+        found = leaks(self.fingerprints_of(self.val), self.fingerprints_of(self.train), in_training=True)
+        if found.count:
+            emit(Note(message=leaks_note(found, "validation")))
+        return found
 
     def used(self) -> ImagesUsed:
         """For the result."""
@@ -47,6 +63,7 @@ def load_data(job: Job, store: ImageStore, pool: ThreadPoolExecutor, ranks: Rank
     train, val = separate_validation(samples, job.seed)
     _, unreadable = store.usable(samples[ranks.rank :: ranks.size], pool)
     skipped += [image for part in ranks.gather(unreadable) for image in part]
+    fingerprints = {number: bits for part in ranks.gather(store.fingerprints) for number, bits in part.items()}
     bad = {image.img_id for image in skipped}
     train = [sample for sample in train if sample.mongodb_id not in bad]
     val = [sample for sample in val if sample.mongodb_id not in bad]
@@ -59,4 +76,5 @@ def load_data(job: Job, store: ImageStore, pool: ThreadPoolExecutor, ranks: Rank
         )
     if not measurable([sample.boxes for sample in val]):
         train, val = train + val, []
-    return TrainingData(message, tuple(known.name for known in message.class_info), train, val, skipped)
+    class_names = tuple(known.name for known in message.class_info)
+    return TrainingData(message, class_names, train, val, skipped, fingerprints)

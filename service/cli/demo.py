@@ -49,7 +49,8 @@ class _Outcome:
     """What the demo's last line says."""
 
     documents: dict[str, Document] = field(default_factory=dict)
-    pictures: list[Path] = field(default_factory=list)
+    #: Of each task the pictures, and the report that has all of them.
+    files: list[Path] = field(default_factory=list)
 
     def state(self, kind: str) -> str | None:
         document = self.documents.get(kind)
@@ -67,7 +68,7 @@ class _Outcome:
                 "train": self.state("train"),
                 "test": self.state("test"),
                 "map_50": metrics.get("map_50"),
-                "pictures": [str(path) for path in self.pictures],
+                "pictures": [str(path) for path in self.files if path.suffix == ".png"],
             }
         )
 
@@ -124,7 +125,7 @@ async def _demo(console: Console, output: Path, log: Path, outcome: _Outcome) ->
                 await _tasks(store, console, outcome)
                 group.cancel_scope.cancel()
             for kind, document in outcome.documents.items():
-                outcome.pictures += await fetch_reports(store, document, output / "pictures" / kind)
+                outcome.files += await fetch_reports(store, document, output / "pictures" / kind)
     _show(console, outcome)
 
 
@@ -205,8 +206,8 @@ def _show(console: Console, outcome: _Outcome) -> None:
     if test_metrics:
         console.print()
         console.print(classes_table(test_metrics))
-    if outcome.pictures:
+    if outcome.files:
         console.print()
-        console.print("Pictures:")
-        for path in outcome.pictures:
+        console.print("Reports and pictures:")
+        for path in outcome.files:
             console.print(Text(f"  {path}"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Files out of MongoDB: the pictures of a task, and a model with its class list and card."""
+"""Files out of MongoDB: the report of a task, and a model with its class list and card."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from service.model_card import markdown
 
 
 async def fetch_reports(store: Store, task: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write each picture that `task`'s result names to `folder`/NAME.png; returns the paths.
+    """Write each picture that `task`'s result names to `folder`/NAME.png, and `report.html`; returns the paths.
 
     Raises StartupError if one is gone.
     """
@@ -24,7 +24,7 @@ async def fetch_reports(store: Store, task: Mapping[str, Any], folder: Path) -> 
     await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
     paths = []
     for name, file_id in reports.items():
-        path = folder / f"{_safe(name)}.png"
+        path = folder / (name if name == "report.html" else f"{_safe(name)}.png")
         await _fetch(store.files.reports.fetch(object_id(file_id), path), f"picture {name!r}")
         paths.append(path)
     return paths

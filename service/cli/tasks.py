@@ -201,7 +201,7 @@ def logs(
 
 @app.command()
 def report(task_id: TaskId, folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: AsJson = False) -> None:
-    """Write the pictures of a task into DIR; print their paths."""
+    """Write the pictures of a task, and report.html with all of them, into DIR; print their paths."""
     from service.cli.fetch import fetch_reports
 
     async def fetch(store: "Store") -> list[Path]:

@@ -19,10 +19,13 @@ _MOST_PICTURES = 20
 _CAPTIONS = {
     "samples": "Some images with what is labelled and what was found",
     "worst": "The images with the most mistakes",
+    "suspicious": "Labels that may be wrong",
     "training": "Loss, average precision and learning rate over the training",
     "precision_recall": "Precision over recall",
+    "calibration": "How often detections of a score are right",
     "confusion": "Confusion matrix",
 }
+_REPORT = "report.html"
 #: Columns of the classes that older workers do not write.
 _OPTIONAL = ("precision", "recall", "f1", "threshold")
 
@@ -74,6 +77,8 @@ class Outcome:
     some_classes: bool
     worst: Sequence[Mapping[str, Any]]
     pictures: Sequence[Picture]
+    #: Where all of it is in one file.
+    report: str | None
 
 
 def outcome_of(result: Mapping[str, Any]) -> Outcome:
@@ -94,6 +99,7 @@ def outcome_of(result: Mapping[str, Any]) -> Outcome:
         some_classes=some,
         worst=rows_of(metrics.get("worst"), 8),
         pictures=_pictures(part(result, "reports")),
+        report=_report(part(result, "reports")),
     )
 
 
@@ -178,11 +184,16 @@ def _confusion(confusion: Mapping[str, Any]) -> Confusion | None:
     return Confusion(labels, rows, _score(confusion.get("iou")), _score(confusion.get("threshold")))
 
 
+def _report(reports: Mapping[str, Any]) -> str | None:
+    known = object_id(reports.get(_REPORT))
+    return None if known is None else f"/reports/{known}"
+
+
 def _pictures(reports: Mapping[str, Any]) -> list[Picture]:
     found = []
     for name, file_id in list(reports.items())[:_MOST_PICTURES]:
         known = object_id(file_id)
-        if known is not None:
+        if known is not None and name != _REPORT:
             stem = str(name).removesuffix(".png")
             found.append(Picture(stem, f"/reports/{known}", _CAPTIONS.get(stem, stem)))
     order = list(_CAPTIONS)

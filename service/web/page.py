@@ -20,7 +20,7 @@ from handlers.store.files import FileMissing
 from handlers.store.overview import PAGE_ROWS
 from schemas.numbers import UINT64_MAX
 from schemas.task import object_id
-from service.web.guard import Guard
+from service.web.guard import REPORT_POLICY, Guard
 from service.web.live import MOST_FOLLOWED, EventStream, Live, Wanted
 from service.web.models_view import compared, versions_chart
 from service.web.reading import Reading
@@ -42,6 +42,8 @@ _VERSIONS = 200
 _LAST_PAGE = 100_000
 
 _IMAGES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+#: How `report.html` begins; whatever else begins like this is as harmless under REPORT_POLICY.
+_REPORT = b"<!doctype html>\n"
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -213,6 +215,9 @@ class Pages:
         media_type = next((kind for magic, kind in _IMAGES.items() if content.startswith(magic)), None)
         # A file never changes under its id.
         headers = {"cache-control": "private, max-age=31536000, immutable", "etag": f'"{file_id}"'}
+        if content.startswith(_REPORT):
+            media_type = "text/html; charset=utf-8"
+            headers["content-security-policy"] = REPORT_POLICY
         if media_type is None:
             headers["content-disposition"] = f'attachment; filename="{file_id}"'
         return Response(content, media_type=media_type or "application/octet-stream", headers=headers)

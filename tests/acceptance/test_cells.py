@@ -82,13 +82,21 @@ def test_blood_cells(
     assert stored is not None
     assert all(0 < row["threshold"] < 1 and row["f1"] > 0.6 for row in stored["metrics"]["per_class"])
     assert train["result"]["metrics"] == stored["metrics"]
+    # One cell was photographed twice: once for the training split, once for that of validation.
+    assert (train["result"]["leaks"]["count"], train["result"]["leaks"]["compared"]) == (1, 87)
+    assert (test["result"]["leaks"]["count"], test["result"]["leaks"]["training_images"]) == (0, 205)
+    own = [row["at_model_threshold"]["threshold"] for row in metrics["per_class"]]
+    assert own == [row["threshold"] for row in stored["metrics"]["per_class"]]
+    assert metrics["calibration"]["ece"] < 0.2
 
     for task_id in ("1", "2"):
         dltask("report", task_id, str(tmp_path / task_id))
     drawn = {task_id: {path.name for path in (tmp_path / task_id).glob("*.png")} for task_id in ("1", "2")}
-    assert drawn["2"] == {"samples.png", "confusion.png", "precision_recall.png", "worst.png"}
+    of_measurement = {"confusion.png", "precision_recall.png", "worst.png", "suspicious.png", "calibration.png"}
+    assert drawn["2"] == {"samples.png"} | of_measurement
     assert drawn["1"] == drawn["2"] | {"training.png"}
     pictures = [cv2.imread(str(path)) for task_id in ("1", "2") for path in (tmp_path / task_id).glob("*.png")]
+    assert all("<!doctype html>" in (tmp_path / task_id / "report.html").read_text() for task_id in ("1", "2"))
     # A picture with something on it: a blank sheet has no spread of values.
     assert all(picture is not None and min(picture.shape[:2]) > 300 and np.std(picture) > 5 for picture in pictures)
 

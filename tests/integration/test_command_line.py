@@ -150,15 +150,16 @@ def test_pictures_are_written_under_safe_names(dltask: Dltask, db: Db, tmp_path:
     """report writes what the result names as NAME.png and prints the paths; a missing picture is said."""
     file_id = GridFSBucket(db, "reports").upload_from_stream("curves.png", b"picture")
     key = ObjectId()
-    reports = {"curves": str(file_id), "../../x": str(file_id)}
+    reports = {"curves": str(file_id), "../../x": str(file_id), "report.html": str(file_id)}
     task = {"_id": key, "admitted_id": key, "task_id": 1, "status": "SUCCEEDED", "result": {"reports": reports}}
     db.DL_TASK.insert_one(task)
     folder = tmp_path / "pictures"
     code, out, _ = dltask("report", 1, folder)
-    assert (code, out.splitlines()) == (0, [f"{folder}/curves.png", f"{folder}/_.._x.png"])
+    assert (code, out.splitlines()) == (0, [f"{folder}/curves.png", f"{folder}/_.._x.png", f"{folder}/report.html"])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         "curves.png": b"picture",
         "_.._x.png": b"picture",
+        "report.html": b"picture",
     }
     assert json.loads(dltask("report", 1, folder, "--json")[1]) == out.splitlines()
     db.DL_TASK.update_one({}, {"$set": {"result.reports.curves": str(ObjectId())}})

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from bson import Decimal128, Int64, MaxKey, ObjectId, Regex
+from gridfs import GridFSBucket
 from playwright.sync_api import expect
 from pymongo.database import Database
 
@@ -92,6 +93,24 @@ def test_hostile_texts_are_shown_and_not_obeyed(db: Db, site: str, look: Callabl
         expect(page.locator("h1")).to_be_visible()
     # The picture whose id stands in the documents is nowhere.
     looker.trouble[:] = [trouble for trouble in looker.trouble if "404" not in trouble]
+
+
+def test_a_hostile_report_is_shown_and_does_nothing(db: Db, site: str, look: Callable[..., Looker]) -> None:
+    """Even one whose author escaped nothing: a child that was led astray may write anything."""
+    evil = b"<!doctype html>\n<h1>report</h1><script>document.title = 'ran'; parent.ran = true</script>"
+    evil += b"<img src='data:,' onerror=\"document.title = 'ran'\"><img src='/static/icon.svg' id='foreign'>"
+    report = GridFSBucket(db, "reports").upload_from_stream("report.html", evil)
+    db.DL_TASK.insert_one(ended(1, result=result(reports={"report.html": str(report)})))
+    looker = look()
+    page = looker.page
+    page.goto(f"{site}/tasks/1")
+    page.get_by_role("link", name="The whole report").click()
+    expect(page.locator("h1")).to_have_text("report")
+    assert page.title() != "ran"
+    assert page.evaluate("document.getElementById('foreign').naturalWidth") == 0
+    assert page.evaluate("origin") == "null"
+    assert looker.trouble
+    looker.trouble.clear()
 
 
 def test_the_policy_stops_what_escaping_would_let_through(db: Db, site: str, look: Callable[..., Looker]) -> None:

@@ -16,11 +16,12 @@ from pymongo.database import Database
 
 from service.web.live import MOST_VIEWERS
 from tests.helpers import wait_for
-from tests.page.documents import ended
+from tests.page.documents import ended, result
 
 Db = Database[dict[str, Any]]
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"no real picture"
+REPORT = b"<!doctype html>\n<title>x</title>"
 PAGES = ("/", "/?state=NEW&page=2", "/tasks/1", "/models", "/workers", "/static/page.css", "/static/page.js")
 
 
@@ -112,6 +113,23 @@ def test_reports_are_served_by_what_they_are(db: Db, site: str) -> None:
     db["reports.chunks"].delete_many({"files_id": picture})
     assert asked(f"{site}/reports/{picture}")[0] == 404
     assert asked(f"{site}/reports/{ObjectId()}")[0] == 404
+
+
+def test_a_report_has_no_part_in_the_page(db: Db, site: str) -> None:
+    """It is shown as the page that it is, in a sandbox: no script, no form, no file of elsewhere, in nobody's frame."""
+    report = GridFSBucket(db, "reports").upload_from_stream("report.html", REPORT)
+    db.DL_TASK.insert_one(ended(1, result=result(reports={"report.html": str(report), "x.png": str(ObjectId())})))
+    html = asked(f"{site}/tasks/1")[2].decode()
+    assert f'<a href="/reports/{report}">' in html
+    assert f'<img src="/reports/{report}"' not in html
+    status, headers, body = asked(f"{site}/reports/{report}")
+    assert (status, headers["content-type"], body) == (200, "text/html; charset=utf-8", REPORT)
+    policy = [part.strip() for part in headers["content-security-policy"].split(";")]
+    assert {"default-src 'none'", "img-src data:", "form-action 'none'", "sandbox"} <= set(policy)
+    assert not any("script" in part for part in policy)
+    assert headers.get_all("content-security-policy") == [headers["content-security-policy"]]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-disposition"] is None
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from handlers.detection.boxes import Boxes, Detections, Image
+from handlers.detection.boxes import Boxes, Detections, Floats, Image
 from handlers.detection.coco import MATCH_IOU
 from handlers.detection.pictures.figure import DASHES, class_name, colour
 from handlers.detection.pictures.sheet import DENSE, Cell, Label, draw_sheet, outline, scaled
 
 #: Most images on a sheet.
 SHEET_SAMPLES = 12
-#: Detections with a lower score are not drawn; the legend says so.
+#: Detections with a lower score are not drawn, where the class has no threshold of its own; the legend says so.
 SHOWN_SCORE = 0.3
 
 #: Labelled boxes of one image that are drawn, and that are named as missed: each label is placed around all others.
@@ -26,24 +26,33 @@ _CLASSES_IN_LEGEND = 15
 _TRUTH = "#ffffff"
 
 
-def sample_sheet(samples: Iterable[tuple[Image, Boxes, Detections]], class_names: Sequence[str], path: Path) -> None:
+def sample_sheet(
+    samples: Iterable[tuple[Image, Boxes, Detections]],
+    class_names: Sequence[str],
+    path: Path,
+    thresholds: Sequence[float | None] = (),
+) -> None:
     """Write a PNG of the first `SHEET_SAMPLES` of `samples` with their labelled and detected boxes, and a legend.
 
     An image is uint8 [height, width, 3] RGB with its boxes in pixels; each is made small before the next is taken from
-    `samples`. `class_names[i]` is class i + 1. Detections with a score below `SHOWN_SCORE` are left out, and a labelled
-    object that none of the others finds is marked as missed.
+    `samples`. `class_names[i]` is class i + 1. Detections with a score below that in `thresholds` for their class
+    (below `SHOWN_SCORE` where that is None, or there are no thresholds) are left out, and a labelled object that none
+    of the others finds is marked as missed.
     """
+    known = [SHOWN_SCORE if one is None else one for one in thresholds] or [SHOWN_SCORE] * len(class_names)
+    # Position 0 belongs to no class.
+    least = np.array([np.inf, *known], np.float32)
     shown: list[tuple[Image, Boxes, Detections]] = []
     for image, truths, detections in islice(samples, SHEET_SAMPLES):
         picture, zoom = scaled(image)
-        shown.append((picture, truths.moved(truths.xyxy * zoom), _shown(detections, zoom)))
+        shown.append((picture, truths.moved(truths.xyxy * zoom), _shown(detections, least, zoom)))
     labelled = any(len(truths) for _, truths, _ in shown)
     cells = [_cell(*one, class_names, labelled) for one in shown]
-    draw_sheet(cells, _legend(shown, class_names, labelled), path)
+    draw_sheet(cells, _legend(shown, class_names, labelled, any(one is not None for one in thresholds)), path)
 
 
-def _shown(detections: Detections, zoom: np.float32) -> Detections:
-    rows = detections.scores >= SHOWN_SCORE
+def _shown(detections: Detections, least: Floats, zoom: np.float32) -> Detections:
+    rows = detections.scores >= least[detections.class_ids]
     return Detections(detections.xyxy[rows] * zoom, detections.class_ids[rows], detections.scores[rows])
 
 
@@ -87,7 +96,7 @@ def _missed(truths: Boxes, shown: Detections) -> list[int]:
 
 
 def _legend(
-    shown: Sequence[tuple[Image, Boxes, Detections]], class_names: Sequence[str], labelled: bool
+    shown: Sequence[tuple[Image, Boxes, Detections]], class_names: Sequence[str], labelled: bool, own: bool
 ) -> list[tuple[Any, str]]:
     """The classes on the sheet, and what the lines mean."""
     on_sheet = sorted(
@@ -98,7 +107,8 @@ def _legend(
     ]
     if len(on_sheet) > _CLASSES_IN_LEGEND:
         entries.append((Patch(alpha=0), f"and {len(on_sheet) - _CLASSES_IN_LEGEND} more classes"))
-    entries.append((Line2D([], [], color="#666666", linewidth=2), f"detected, score ≥ {SHOWN_SCORE:g}"))
+    from_score = "from the threshold of its class on" if own else f"score ≥ {SHOWN_SCORE:g}"
+    entries.append((Line2D([], [], color="#666666", linewidth=2), f"detected, {from_score}"))
     if labelled:
         entries.append((Line2D([], [], color="black", linewidth=1.2, linestyle=DASHES), "labelled (white)"))
     return entries

@@ -1,5 +1,6 @@
 """The child process as the worker sees it: a job's path in, JSON lines out, an exit code, always a clean end."""
 
+import hashlib
 import json
 import os
 import re
@@ -93,9 +94,15 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
     assert trained.metrics.on == "val"
     assert {row.class_name for row in trained.metrics.per_class} == set(CLASSES)
     assert (trained.iterations, trained.best_iteration, trained.resumed_from_iteration) == (3, 3, None)
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in trained.reports.values())
-    drawn = {"samples.png", "confusion.png", "precision_recall.png", "worst.png"}
-    assert set(trained.reports) == {"training.png"} | drawn
+    report = trained.reports["report.html"].read_text()
+    drawn = {"samples.png", "confusion.png", "precision_recall.png", "worst.png", "suspicious.png", "calibration.png"}
+    assert set(trained.reports) == {"training.png", "report.html"} | drawn
+    pictures = [path for name, path in trained.reports.items() if name.endswith(".png")]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    # Without suspicious labels their picture has nothing to show.
+    assert trained.metrics.suspicious is not None
+    assert report.count("<img") == len(pictures) - (not trained.metrics.suspicious.examples)
+    assert reasons[f"{1:024x}"] in report
     assert trained.metrics.confusion is not None
     assert trained.metrics.confusion.labels == (*CLASSES, "background")
 
@@ -119,16 +126,28 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(trained.onnx, providers=["CPUExecutionProvider"])
     boxes, scores, class_ids = session.run(None, {"images": np.zeros((2, 224, 224, 3), np.uint8)})
     assert (boxes.shape, scores.shape, class_ids.shape) == ((2, 100, 4), (2, 100), (2, 100))
-    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(CLASSES)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["class_names"]) == list(CLASSES)
+    thresholds = json.loads(facts["thresholds"])
+    assert thresholds == [row.threshold for row in trained.metrics.per_class]
+    assert trained.sha256 == hashlib.sha256(trained.onnx.read_bytes()).hexdigest()
+    assert trained.leaks is not None
+    assert trained.leaks.training_images + trained.leaks.compared <= trained.images.used
 
-    model = RegisteredModel(onnx=trained.onnx, class_names=trained.class_names, input_size=trained.input_size)
+    model = RegisteredModel(
+        onnx=trained.onnx, class_names=trained.class_names, input_size=trained.input_size, thresholds=tuple(thresholds)
+    )
     code, events, err = run(write_job(tmp_path, job.model_copy(update={"kind": "TEST", "model": model})))
     assert code == 0, err
     tested = events[-1]
     assert isinstance(tested, Outcome)
     assert (tested.images.used, tested.images.skipped) == (trained.images.used, trained.images.skipped)
     assert len(tested.detections.read_text().splitlines()) == tested.images.used
-    assert set(tested.reports) == drawn
+    assert set(tested.reports) == drawn | {"report.html"}
+    # These very images were trained on.
+    assert tested.leaks is not None
+    assert tested.leaks.training_images == trained.leaks.training_images
+    assert tested.leaks.count >= trained.leaks.training_images
     # The most that any child of this process has held, in kB.
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4_000_000
 

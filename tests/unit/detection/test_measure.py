@@ -51,7 +51,7 @@ def test_sizes_are_those_of_the_labels(tmp_path: Path) -> None:
     one = sample(tmp_path, 1, 400, 300)
     with ThreadPoolExecutor(1) as pool:
         found = find([one], ImageStore(INPUT, 1 << 20), pool, half)
-    metrics, _ = measure_and_draw([one], found.truths, found.detections, ["left"], "val", tmp_path)
+    metrics = measure_and_draw([one], found.truths, found.detections, ["left"], "val", tmp_path).metrics
     assert metrics.size is not None
     assert metrics.size.model_dump() == {"small": None, "medium": None, "large": pytest.approx(1)}
 
@@ -63,11 +63,13 @@ def test_an_image_that_is_gone_is_in_the_numbers_and_not_in_the_pictures(tmp_pat
     nothing = dict.fromkeys(truths, Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, "f4")))
     pictures = []
     for _ in range(2):
-        metrics, reports = measure_and_draw(samples, truths, nothing, ["left"], "val", tmp_path)
-        assert metrics.worst is not None
-        assert [one.missed for one in metrics.worst] == [1, 1]
-        reports |= draw_samples(samples, truths, nothing, ["left"], tmp_path)
-        assert set(reports) == {"confusion.png", "precision_recall.png", "worst.png", "samples.png"}
+        measurement = measure_and_draw(samples, truths, nothing, ["left"], "val", tmp_path)
+        assert measurement.metrics.worst is not None
+        assert [one.missed for one in measurement.metrics.worst] == [1, 1]
+        assert measurement.thresholds == (None,)
+        reports = measurement.pictures | draw_samples(samples, truths, nothing, ["left"], tmp_path)
+        of_measurement = {"confusion.png", "precision_recall.png", "worst.png", "suspicious.png", "calibration.png"}
+        assert set(reports) == of_measurement | {"samples.png"}
         drawn = [cv2.imread(str(reports[name])) for name in ("worst.png", "samples.png")]
         pictures.append([int((picture == 90).all(axis=2).sum()) for picture in drawn])
         (tmp_path / "1.png").unlink(missing_ok=True)

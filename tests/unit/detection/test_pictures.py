@@ -12,13 +12,17 @@ from handlers.detection.boxes import Boxes, Detections, make_boxes
 from handlers.detection.evaluate import Evaluation, evaluate
 from handlers.detection.job import Measured
 from handlers.detection.mistakes import ImageMistakes
+from handlers.detection.pictures.calibration import calibration_picture
 from handlers.detection.pictures.confusion import MAX_ROWS, confusion_picture, confusion_rows, short
 from handlers.detection.pictures.fonts import drawable
 from handlers.detection.pictures.label_layout import place
 from handlers.detection.pictures.precision_recall import precision_recall_picture
 from handlers.detection.pictures.samples import SHEET_SAMPLES, sample_sheet
+from handlers.detection.pictures.suspicious import suspicious_sheet
 from handlers.detection.pictures.training import training_curve
 from handlers.detection.pictures.worst import worst_sheet
+from handlers.detection.suspicious import Suspect
+from schemas.result import Calibration, CalibrationBin, SuspicionKind
 
 #: No grey, which the edges of letters have too.
 GROUND = (110, 120, 130)
@@ -92,6 +96,16 @@ def test_doubtful_detections_are_left_out(tmp_path: Path, score: float, visible:
     """The legend says below which score."""
     picture = sheet(tmp_path, [(image(), NO_BOXES, detections([((100, 100, 200, 100), 1, score)]))])
     assert coloured(picture).any() == visible
+
+
+@pytest.mark.parametrize(("threshold", "visible"), [(0.9, False), (0.05, True), (None, True)])
+def test_detections_are_drawn_from_the_thresholds_of_their_classes_on(
+    tmp_path: Path, threshold: float | None, visible: bool
+) -> None:
+    """Where that of a class is unknown, from 0.3 on."""
+    found = detections([((100, 100, 200, 100), 2, 0.31)])
+    sample_sheet([(image(), NO_BOXES, found)], NAMES, tmp_path / "sheet.png", (0.99, threshold, 0.99))
+    assert coloured(drawn(tmp_path / "sheet.png")).any() == visible
 
 
 def test_labelled_boxes_are_dashed_and_missed_ones_marked(tmp_path: Path) -> None:
@@ -224,6 +238,52 @@ def test_ten_thousand_mistakes_do_not_take_hours(tmp_path: Path) -> None:
     assert min(picture.shape[:2]) > 300
 
 
+# --- suspicious labels -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "colour"),
+    [
+        ("unlabelled", (86, 180, 233)),
+        ("wrong_class", (204, 121, 167)),
+        ("poor_box", (230, 159, 0)),
+        ("no_object", (213, 94, 0)),
+        ("duplicate", (240, 228, 66)),
+    ],
+)
+def test_a_suspicious_label_is_marked_where_it_is(
+    tmp_path: Path, kind: SuspicionKind, colour: tuple[int, int, int]
+) -> None:
+    """In the colour of its kind, and nothing else is; the legend says what it means."""
+    box = np.array([100, 150, 300, 250], np.float32)
+    suspect = Suspect(1, kind, 1, box, 0.9, detected_as=2 if kind == "wrong_class" else None, score=0.9)
+    suspicious_sheet([(image(), [suspect], "x")], NAMES, tmp_path / "suspicious.png")
+    picture = drawn(tmp_path / "suspicious.png")
+    top, left = np.argwhere((picture == GROUND).all(axis=2)).min(axis=0)
+    lower_side = picture[top + 250 - 2 : top + 250 + 3, left + 110 : left + 290]
+    assert (np.abs(lower_side - np.array(colour)).max(axis=2) < 60).any(axis=0).sum() > 20
+    assert (picture[top + 180 : top + 240, left + 105 : left + 295] == GROUND).all()
+    assert (picture[: top - 2] != 255).any()
+
+
+def test_without_suspicious_labels_the_sheet_says_so(tmp_path: Path) -> None:
+    suspicious_sheet([], NAMES, tmp_path / "suspicious.png")
+    assert (drawn(tmp_path / "suspicious.png") < 100).all(axis=2).sum() > 100
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scores", [[], [0.05], [0.95], [0.05, 0.35, 0.95]])
+def test_calibration_is_drawn_whatever_there_is(tmp_path: Path, scores: list[float]) -> None:
+    """Without a warning; where nothing is detected, there is the line and no mark."""
+    bins = tuple(CalibrationBin(score=score, precision=score / 2, count=10) for score in scores)
+    calibration_picture(Calibration(ece=None, from_score=0.3, bins=bins), tmp_path / "calibration.png")
+    marked = pixels_of(drawn(tmp_path / "calibration.png")[60:], (0, 114, 178))
+    # The legend has a mark too, but stands only for what is drawn.
+    assert (marked > 100) == bool(scores)
+
+
 # --- the confusion matrix and the curves -----------------------------------------------------------------------------
 
 
@@ -251,6 +311,9 @@ def pictures(path: Path, one: Evaluation) -> dict[str, np.ndarray]:
     confusion_picture(one.confusion, names, one.threshold, path / "confusion.png")
     precision_recall_picture(one.precision, one.scores, names, one.threshold, path / "precision_recall.png")
     worst_sheet(((image(), image_, "x") for image_ in one.worst), names, one.threshold, path / "worst.png")
+    suspicious_sheet([(image(), one.suspects.worst[:5], "x")], names, path / "suspicious.png")
+    assert one.metrics.calibration is not None
+    calibration_picture(one.metrics.calibration, path / "calibration.png")
     return {file.name: drawn(file) for file in sorted(path.glob("*.png"))}
 
 
@@ -269,7 +332,7 @@ def pictures(path: Path, one: Evaluation) -> dict[str, np.ndarray]:
 )
 def test_any_classes_are_drawn_within_bounds_and_without_a_warning(tmp_path: Path, names: list[str]) -> None:
     made = pictures(tmp_path, evaluation(names))
-    assert len(made) == 3
+    assert len(made) == 5
     for name, picture in made.items():
         assert 400 < min(picture.shape[:2]) <= max(picture.shape[:2]) < 2200, name
         assert (tmp_path / name).stat().st_size < 1_000_000

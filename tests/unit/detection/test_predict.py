@@ -15,6 +15,8 @@ from handlers.detection import predict
 from handlers.detection.boxes import Boxes, make_boxes
 from handlers.detection.data import Sample
 from handlers.detection.errors import DataError, StoppedEarly
+from handlers.detection.export import add_facts
+from handlers.detection.fingerprints import collected, fingerprint
 from handlers.detection.job import Event, Job, Note, Progress, Started
 
 # Under names that pytest does not take for test classes.
@@ -304,13 +306,60 @@ def test_started_comes_first_and_the_last_image_is_reported(tmp_path: Path, mode
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_the_report_has_pictures(tmp_path: Path, model: Path, labels: bool) -> None:
-    """Without labels, only that of what was found."""
+    """Without labels, only that of what was found; and in one page all that there is."""
     result, _ = run(write_job(tmp_path, model, labels=labels))
-    measured = {"confusion.png", "precision_recall.png", "worst.png"} if labels else set()
-    assert set(result.reports) == {"samples.png"} | measured
+    of_measurement = {"confusion.png", "precision_recall.png", "worst.png", "suspicious.png", "calibration.png"}
+    assert set(result.reports) == {"samples.png", "report.html"} | (of_measurement if labels else set())
     for name, path in result.reports.items():
         assert path == tmp_path / "out" / name
+        if path.suffix == ".html":
+            # Without suspicious labels their picture has nothing to show.
+            assert path.read_text().count("<img") == len(result.reports) - (2 if labels else 1)
+            continue
         assert cv2.imread(str(path)).shape[1] > 700
+
+
+def test_the_thresholds_of_the_model_are_held_to_these_images(tmp_path: Path, model: Path) -> None:
+    """What comes of them is told beside the best: worse, and true. A class whose threshold is unknown is left out."""
+    known = RegisteredModel(onnx=model, class_names=NAMES, input_size=SIDE, thresholds=(0.9, None), reference="m:3")
+    result, _ = run(write_job(tmp_path, model, model=known))
+    assert result.metrics is not None
+    left, right = result.metrics.per_class
+    # The two best, in a and b; b has no label `left` but `right`: see IMAGES. Of two labelled one is found at 0.9.
+    assert left.at_model_threshold is not None
+    at = left.at_model_threshold
+    assert (at.threshold, at.precision, at.recall, at.f1) == (0.9, 1, 0.5, pytest.approx(2 / 3))
+    assert (left.recall, left.f1) == (1, 1)
+    assert right.at_model_threshold is None
+    assert result.metrics.at_model_thresholds is not None
+    assert result.metrics.at_model_thresholds.f1 == pytest.approx(2 / 3)
+    plain, _ = run(write_job(tmp_path, model))
+    assert plain.metrics is not None
+    assert plain.metrics.at_model_thresholds is None
+    assert "at_model_threshold" not in plain.metrics.model_dump()["per_class"][0]
+    assert stored(result) == stored(plain)
+
+
+def test_images_that_the_model_was_trained_on_are_told(tmp_path: Path, model: Path) -> None:
+    """By the fingerprints in its file; of a model without them nothing is claimed."""
+    random = np.random.default_rng(0)
+    noise = cv2.resize(random.integers(0, 255, (12, 12, 3)).astype(np.uint8), (96, 60), interpolation=cv2.INTER_CUBIC)
+    job = write_job(tmp_path, model)
+    cv2.imwrite(str(tmp_path / "c.png"), cv2.resize(noise, (50, 50)))
+    assert run(job)[0].leaks is None
+    seen = fingerprint(cv2.cvtColor(noise, cv2.COLOR_BGR2RGB))
+    add_facts(model, (), collected([("a" * 24, seen), ("b" * 24, bytes(range(16)))]))
+    result, events = run(job)
+    assert result.leaks is not None
+    # The others are of one grey: they have nothing to tell them by.
+    assert (result.leaks.count, result.leaks.compared, result.leaks.training_images) == (1, 1, 2)
+    [example] = result.leaks.examples
+    assert (example.img_id, example.other_img_id) == (f"{3:024x}", "a" * 24)
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert [note.split(":")[0] for note in notes] == [
+        "1 of 1 tested images are nearly identical to images that were trained on"
+    ]
+    assert notes[0] in result.reports["report.html"].read_text()
 
 
 def test_a_test_without_a_usable_image_fails(tmp_path: Path, model: Path) -> None:
