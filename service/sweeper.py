@@ -59,6 +59,8 @@ class Sweeper:
         #: Whether an admission has failed since the last look at all documents: a copy of an old document carries a
         #: state, and no other sweep would find it.
         self._missed = False
+        #: The one that runs, or ran last.
+        self._step = ""
         self._steps = (
             self._renew,
             self._admit_new,
@@ -82,14 +84,14 @@ class Sweeper:
                     self._connected_since = time.monotonic()
             except StoreError as error:
                 self._connected_since = None
-                log.warning("sweep failed", reason=brief(error))
+                log.warning("sweep failed", step=self._step, reason=brief(error))
             await anyio.sleep(self._every_seconds)
 
     async def sweep(self) -> None:
         """One sweep, each step of it whatever became of those before. Raises StoreError while the database is away."""
         began, whole = time.monotonic(), True
         for step in self._steps:
-            name = step.__name__.strip("_")
+            name = self._step = step.__name__.strip("_")
             try:
                 await step()
                 continue
@@ -201,6 +203,16 @@ class Sweeper:
         quiet = quiet_renew_seconds(self._store.tasks.lease_seconds)
         return since is not None and time.monotonic() - since >= 2 * quiet
 
+    async def _end_session(self, owner: Any) -> None:
+        """Free what a worker that is gone holds: one that was killed in the middle of a transaction left it open."""
+        try:
+            await self._store.workers.end_session(owner)
+        except StoreError as error:
+            if away(error):
+                raise
+            # Another user's, say. The server ends it in time.
+            log.warning("session not ended", lost_owner=shown(owner), reason=brief(error))
+
     async def tell_late(self) -> None:
         """Store the last log lines of attempts that ended while the database was away, or whose worker is gone.
 
@@ -218,15 +230,21 @@ class Sweeper:
     async def _recover(self) -> None:
         if not self._may_judge():
             return
-        for lost in await self._store.tasks.expired():
+        expired = await self._store.tasks.expired()
+        for owner in {shown(lost.owner): lost.owner for lost in expired}.values():
+            await self._end_session(owner)
+        for lost in expired:
             try:
-                after = await self._store.tasks.recover(lost)
+                with self._store.database.looking():
+                    after = await self._store.tasks.recover(lost)
             except LostTask:
                 continue  # renewed, or recovered by another worker, in this very moment
             except StoreError as error:
                 if away(error):
-                    raise
-                # Changed by hand into something that cannot be counted up: it must not keep the others waiting.
+                    with self._store.database.looking():
+                        await self._store.database.now()  # raises if it is not this document alone
+                # Changed by hand into something that cannot be counted up, or locked by a transaction that could not be
+                # ended: it must not keep the others waiting.
                 log.error("task not taken back", task_id=task_name(lost.task_id), reason=brief(error))  # noqa: TRY400
                 continue
             self._metrics.taken_back(after.status)

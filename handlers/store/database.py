@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote_plus, unquote_plus
 
@@ -172,6 +172,7 @@ class Database:
         self._uri = uri
         self._failed = failed
         self.db = client.get_database(name, codec_options=CODEC, write_concern=WriteConcern(w="majority", j=True))
+        self._in_transaction = anyio.Lock()
 
     def collection(self, name: str) -> AsyncCollection[Document]:
         """The collection `name`."""
@@ -239,11 +240,27 @@ class Database:
     async def transaction(self, body: Callable[[AsyncClientSession], Awaitable[T]]) -> T:
         """Run `body` in a transaction, again if the server says that it may succeed then."""
 
-        async def run() -> T:
-            async with self._client.start_session() as session:
-                return await session.with_transaction(body)
+        async with self._in_transaction:
+            return await self.call(self._session.with_transaction, body)
 
-        return await self.call(run)
+    @cached_property
+    def _session(self) -> AsyncClientSession:
+        """That of all transactions, one after the other."""
+        return self._client.start_session()
+
+    @property
+    def session_id(self) -> Document:
+        """The session of all transactions. Whoever takes over from this process ends it, see `end_session`."""
+        return dict(self._session.session_id)
+
+    async def end_session(self, session_id: Document) -> None:
+        """End the session of a process that is gone, and with it a transaction that it has left open.
+
+        The documents that such a transaction has written stay locked until the server gives it up, after 60 seconds
+        (`transactionLifetimeLimitSeconds`): every write to them waits, and no other model of its name can be
+        registered. A user may end its own sessions without a privilege for that. Raises StoreError.
+        """
+        await self.call(self._client.admin.command, {"killSessions": [session_id]})
 
     async def now(self) -> datetime:
         """The server's time, UTC."""

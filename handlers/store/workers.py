@@ -28,9 +28,18 @@ class Workers:
         await self._db.call(
             self._workers.update_one,
             {"_id": owner},
-            {"$set": dict(fields), "$currentDate": {"renewed_at": True}},
+            {"$set": {**fields, "session": self._db.session_id}, "$currentDate": {"renewed_at": True}},
             upsert=True,
         )
+
+    async def end_session(self, owner: Any) -> None:
+        """End the transaction that `owner`, who is gone, may have left open. Raises StoreError.
+
+        Nothing happens where its document has expired: it was renewed longer ago than a transaction lives.
+        """
+        found = await self._db.call(self._workers.find_one, {"_id": {"$eq": owner}}, {"session": True})
+        if found is not None and isinstance(found.get("session"), dict):
+            await self._db.end_session(found["session"])
 
     async def leave(self, owner: str) -> None:
         """Take `owner` off the list at once."""
@@ -38,7 +47,7 @@ class Workers:
 
     async def all(self) -> list[Document]:
         """Every live worker, by name."""
-        return await self._db.call(self._workers.find({}).sort("_id", 1).to_list)
+        return await self._db.call(self._workers.find({}, {"session": False}).sort("_id", 1).to_list)
 
     async def shown(self, limit: int) -> list[Document]:
         """Live workers, by name, as far as they are shown; for whoever only looks on."""

@@ -80,6 +80,16 @@ class Faults:
         return faults
 
     @property
+    def left_out(self) -> list[str]:
+        """Faults that this machine cannot make, with what it lacks."""
+        left = []
+        if not faketime_installed():
+            left.append("worker's clock hours off: Debian's package faketime is not installed")
+        if not self._fleet.disks_can_fill:
+            left.append("worker's disk full: needs root")
+        return left
+
+    @property
     def on_database(self) -> dict[str, Fault]:
         """Faults of the database, by name."""
         return {

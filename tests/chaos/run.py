@@ -79,6 +79,8 @@ def _run(
     pulse.start()
     wait_until(lambda: history.records and not history.open(), 60, "the first training has ended")
     faults = Faults(crew, mongo, db, client, seed=seed, lease_seconds=LEASE_SECONDS, silence_seconds=SILENCE_SECONDS)
+    for line in faults.left_out:
+        log.warning("fault left out", what=line)
     until = time.time() + seconds
 
     def insert() -> None:
@@ -167,6 +169,7 @@ def _report(
         "worker_mb": round(max(worker.peak_mb for worker in crew.workers)),
         "faults": dict(sorted(faults.counts.items())),
         "faults_not_done": len(faults.failed),
+        "faults_left_out": faults.left_out,
         "scripts": dict(sorted(scripts.items())),
         "good": not any(counts.values()),
     }

@@ -353,6 +353,23 @@ async def test_each_privilege_that_is_left_out_is_named_at_the_start(secured: Se
         grant(whole)
 
 
+async def test_a_worker_may_end_the_session_of_another(secured: Secured, db: Db) -> None:
+    """Both are the same user, so it takes no privilege. The transaction is gone; its worker, if it lives, begins anew."""
+    async with connect(uri_of(secured, "worker"), "dl") as lost, connect(uri_of(secured, "worker"), "dl") as other:
+        tries = 0
+
+        async def body(session: Any) -> None:
+            nonlocal tries
+            tries += 1
+            await lost.collection("DL_WORKER").insert_one({"_id": tries}, session=session)
+            if tries == 1:
+                await other.end_session(lost.session_id)
+            await lost.collection("DL_WORKER").insert_one({"_id": "last"}, session=session)
+
+        await lost.transaction(body)
+    assert {worker["_id"] for worker in db.DL_WORKER.find()} == {2, "last"}
+
+
 async def test_wider_roles_will_do_too(secured: Secured, db: Db) -> None:
     """MongoDB's own: readWrite on the database, readWriteAnyDatabase, root; but not readWrite on another one."""
     for roles, enough in (

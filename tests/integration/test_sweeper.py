@@ -6,8 +6,9 @@ import anyio
 import pytest
 import structlog
 from bson import Int64, ObjectId
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
-from pymongo.errors import AutoReconnect, ExecutionTimeout
+from pymongo.errors import AutoReconnect, ExecutionTimeout, OperationFailure
 from structlog.testing import capture_logs
 
 import service.sweeper
@@ -291,3 +292,77 @@ async def test_a_task_changed_by_hand_does_not_stop_the_others(
     clock.now += 100
     await run_once(sweeper, monkeypatch)
     assert {task["task_id"]: task["status"] for task in db.DL_TASK.find()} == {1: "FAILED", 2: "PENDING"}
+
+
+def begin_to_end(db: Db, task_id: int) -> ClientSession:
+    """What a worker leaves that is killed in the middle of the transaction that ends its task: it goes on."""
+    session = db.client.start_session()
+    session.start_transaction()
+    db.DL_TASK.update_one({"task_id": Int64(task_id)}, {"$set": {"status": "SUCCEEDED"}}, session=session)
+    return session
+
+
+async def test_a_transaction_that_a_killed_worker_left_open_is_ended(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that it locks is taken back by the first sweep that may: not a minute later, when the server gives the
+    transaction up.
+    """
+    await lose(store, sweeper, db, monkeypatch)
+    with begin_to_end(db, 1) as session:
+        db.DL_WORKER.insert_one({"_id": "dead", "session": dict(session.session_id)})
+        clock.now += 100
+        with anyio.fail_after(10):
+            await run_once(sweeper, monkeypatch)
+        assert (db.DL_TASK.find_one({}) or {})["status"] == "PENDING"
+        with pytest.raises(OperationFailure, match="has been aborted"):
+            session.commit_transaction()
+
+
+async def test_a_locked_task_does_not_keep_the_others_waiting(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever locks it, say a client's own transaction: the others are taken back, and it once it is free."""
+    db.DL_TASK.insert_many([train_request(1), train_request(2)])
+    await run_once(sweeper, monkeypatch)
+    for _ in range(2):
+        await store.tasks.claim("dead", {"CPU": 1})
+    db.DL_TASK.update_many({}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+    monkeypatch.setattr("handlers.store.database.LOOK_SECONDS", 0.5)
+    clock.now += 100
+    with begin_to_end(db, 1) as session:
+        with capture_logs() as logs:
+            await run_once(sweeper, monkeypatch)
+        assert {task["task_id"]: task["status"] for task in db.DL_TASK.find()} == {1: "RUNNING", 2: "PENDING"}
+        assert [log["task_id"] for log in logs if log["event"] == "task not taken back"] == ["1"]
+        session.abort_transaction()
+    await run_once(sweeper, monkeypatch)
+    assert db.DL_TASK.count_documents({"status": "PENDING"}) == 2
+
+
+async def test_a_worker_names_the_session_of_its_transactions(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId]
+) -> None:
+    """Before the first of them, on the list of workers; who reads the list does not see it."""
+    await sweeper.sweep()
+    named = (db.DL_WORKER.find_one({}) or {})["session"]
+
+    async def body(session: Any) -> Any:
+        return dict(session.session_id)
+
+    assert await store.database.transaction(body) == named
+    assert await store.database.transaction(body) == named
+    assert "session" not in (await store.workers.all())[0]
+
+
+async def test_a_session_that_may_not_be_ended_stops_nothing(
+    store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged, and the task is taken back as soon as nothing locks it."""
+    await lose(store, sweeper, db, monkeypatch)
+    db.DL_WORKER.insert_one({"_id": "dead", "session": {"id": "no session id"}})
+    clock.now += 100
+    with capture_logs() as logs:
+        await run_once(sweeper, monkeypatch)
+    assert [log["lost_owner"] for log in logs if log["event"] == "session not ended"] == ["'dead'"]
+    assert (db.DL_TASK.find_one({}) or {})["status"] == "PENDING"

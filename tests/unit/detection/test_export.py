@@ -79,7 +79,7 @@ def test_the_file_finds_what_torch_finds(network: Network, exported: Path, image
         same = (class_ids[index][:found] == expected_ids.numpy()) & np.isclose(
             boxes[index][:found], expected_boxes, atol=1e-3
         ).all(axis=1)
-        assert same.mean() > 0.98
+        assert same.mean() > 0.95
 
 
 def test_images_of_a_batch_do_not_mix(exported: Path, images: np.ndarray) -> None:

@@ -89,15 +89,14 @@ def test_a_task_with_this_network_from_end_to_end(tmp_path: Path, small_inputs: 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "MobileNet"])
 def test_it_learns(name: str) -> None:
     """Four images by heart in a few steps from a random start: each object is found with the right class."""
-    torch.set_num_threads(2)
-    network = build(name, SIDE)
+    network = build(name, 64)
     drawn = [draw(seed) for seed in range(4)]
-    images = torch.from_numpy(np.stack([fit(image, SIDE) for image, _ in drawn]))
+    images = torch.from_numpy(np.stack([fit(image, 64) for image, _ in drawn]))
     truths = [make_boxes([(tuple(box), class_id, False) for class_id, box in labels]) for _, labels in drawn]
     assign = network.assigner()
     targets = collate([assign(boxes.moved(boxes.xyxy / SIDE)) for boxes in truths], network.predictions)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         loss = network.loss(network(images), targets)
         loss.backward()
