@@ -354,7 +354,7 @@ async def test_each_privilege_that_is_left_out_is_named_at_the_start(secured: Se
 
 
 async def test_a_worker_may_end_the_session_of_another(secured: Secured, db: Db) -> None:
-    """Both are the same user, so it takes no privilege. The transaction is gone; its worker, if it lives, begins anew."""
+    """Both are the same user, so it takes no privilege. If the worker lives, its transaction begins anew."""
     async with connect(uri_of(secured, "worker"), "dl") as lost, connect(uri_of(secured, "worker"), "dl") as other:
         tries = 0
 

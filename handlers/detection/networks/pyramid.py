@@ -23,6 +23,8 @@ Backbone = dict[str, Tensor] | None
 
 #: Every level of the pyramid has so many channels.
 _CHANNELS = 256
+#: FCOS: how far off an object's sides are before anything is learnt, in cells.
+_FIRST_WAY = 2.0
 
 
 class _Pyramid(Network):
@@ -113,7 +115,10 @@ class FCOS(_Pyramid):
     """
 
     def __init__(self, classes: int, size: int, backbone: Backbone = None) -> None:
-        super().__init__(size, backbone, FCOSHead(_CHANNELS, 1, classes))
+        head = FCOSHead(_CHANNELS, 1, classes)
+        # A rectifier follows. From 0, as torchvision has it, half of the sides begin below it and never learn.
+        nn.init.constant_(head.regression_head.bbox_reg.bias, _FIRST_WAY)
+        super().__init__(size, backbone, head)
 
     @property
     def predictions(self) -> int:
