@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
+from handlers.detection.batch_norm import fold_batch_norm
 from handlers.detection.fingerprints import Fingerprints, encoded
 from handlers.detection.networks.base import Detector, Network, only_candidates
 
@@ -53,6 +54,7 @@ def best_boxes(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def export(network: Network, class_names: tuple[str, ...], path: Path) -> None:
     """Write `network` to the ONNX file `path`."""
     detector = Detector(copy.deepcopy(network).cpu()).eval()
+    fold_batch_norm(detector)
     size = network.input_size
     # Two images, because a batch of one would be taken for a constant.
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)

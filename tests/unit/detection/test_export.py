@@ -98,14 +98,6 @@ def test_a_file_that_differs_is_found_out(network: Network, exported: Path, imag
         check_export(sure_network(1, images), exported, images)
 
 
-def test_equal_scores_are_no_difference(tmp_path: Path, images: np.ndarray) -> None:
-    """A network that has learnt nothing says the same of every box, and rounding picks a hundred: no mismatch."""
-    torch.manual_seed(0)
-    network = mobilenet_v2_ssd(2, SIZE)
-    export(network, ("square", "disc"), tmp_path / "model.onnx")
-    check_export(network, tmp_path / "model.onnx", images)
-
-
 def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
     """Of the same class only one of two alike is kept; of two classes both; nothing below the least score."""
     boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.52], [0.6, 0.6, 0.9, 0.9]])

@@ -1,5 +1,6 @@
 """Every network that a task can name: trains, resumes, exports, finds; losses and targets are the published ones."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from torchvision.models.detection import _utils as torchvision_utils
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
+from handlers.detection.batch_norm import calibrate_batch_norm, fold_batch_norm
 from handlers.detection.boxes import Boxes, make_boxes
 from handlers.detection.data import fit, read_image
 from handlers.detection.export import best_boxes, check_export
@@ -232,11 +234,25 @@ def test_a_crowd_teaches_nothing(fcos: FCOS, retinanet: RetinaNet) -> None:
 def test_an_image_without_objects_teaches_background(name: str) -> None:
     """A finite loss above 0, with a gradient, and none of it for boxes."""
     network = build(name, SIDE)
-    targets = collate([network.assigner()(make_boxes([]))], network.predictions)
-    loss = network.loss(network(torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8)), targets)
-    assert 0 < float(loss) < 1000
+    targets = collate([network.assigner()(make_boxes([]))] * 4, network.predictions)
+    loss = network.loss(network(torch.zeros(4, SIDE, SIDE, 3, dtype=torch.uint8)), targets)
+    assert 0 < loss.item() < 1000
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_folded_batch_norm_changes_nothing(name: str) -> None:
+    """None is left to be exported, and what the network says is the same, up to rounding."""
+    network = build(name, SIDE)
+    images = torch.from_numpy(np.stack([fit(draw(seed)[0], SIDE) for seed in range(8)]))
+    calibrate_batch_norm(network, images)
+    folded = copy.deepcopy(network.eval())
+    fold_batch_norm(folded)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    with torch.inference_mode():
+        for ours, theirs in zip(folded(images), network(images), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0.02)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
