@@ -30,7 +30,7 @@ class TrainingFacts(BaseModel):
     val_images: Count
     #: Labelled boxes of each class in the training images, in the order of `class_names`; crowds are not counted.
     boxes: tuple[Count, ...] = Field(max_length=MAX_CLASSES_COUNTED)
-    #: Images in a step over all devices, as it was: less than was asked for after running out of memory.
+    #: Images in a step over all devices, as it was: more than was asked for if there were more devices.
     batch_size: Count
     seed: Count
     #: Optimiser, schedule and averaging in words.

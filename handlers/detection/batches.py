@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +88,7 @@ class ImageStore:
 
 
 class Batch(NamedTuple):
-    """One rank's share of one iteration."""
+    """One rank's share of one iteration, or as much of it as fits into memory at once."""
 
     #: uint8 [N, S, S, 3].
     images: Tensor
@@ -115,6 +116,8 @@ class BatchPlan:
     batch_size: int
     #: Positions in an iteration that this rank prepares.
     share: range
+    #: Batches that the share is divided into, whose gradients are added up.
+    parts: int
     operations: tuple[ExpansionDataClass, ...]
     input_size: int
 
@@ -135,8 +138,8 @@ class Batches:
         self.lost: dict[str, SkippedImage] = {}
         self._epoch_order = lru_cache(maxsize=4)(self._shuffled)
 
-    def iterate(self, first: int, last: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
-        """The batches of the iterations `first` … `last`, counted from 1. Raises DataError."""
+    def iterate(self, first: int, last: int, pool: ThreadPoolExecutor) -> Iterator[list[Batch]]:
+        """The batches of the iterations `first` … `last`, counted from 1, in their parts. Raises DataError."""
         ahead: deque[list[Future[tuple[str, Image, Assignment]]]] = deque()
         following = iter(range(first, last + 1))
         try:
@@ -145,7 +148,10 @@ class Batches:
                     ahead.append([pool.submit(self._prepare, iteration, k) for k in self._plan.share])
                 if not ahead:
                     return
-                yield self._collate([future.result() for future in ahead.popleft()])
+                prepared = [future.result() for future in ahead.popleft()]
+                count, parts = len(prepared), self._plan.parts
+                bounds = [part * count // parts for part in range(parts + 1)]
+                yield [self._collate(prepared[begin:end]) for begin, end in pairwise(bounds)]
         finally:
             for future in (future for batch in ahead for future in batch):
                 future.cancel()

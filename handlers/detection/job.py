@@ -94,7 +94,7 @@ class Job(_Frozen):
     resume_from: Path | None = None
     #: TRAIN: the weights to begin with (see `handlers.detection.fine_tune`), where there is no snapshot.
     start_from: Path | None = None
-    #: TRAIN: images in a step instead of `batch_size`, after running out of device memory.
+    #: Images in a forward pass instead of `batch_size`, over all devices, after running out of device memory.
     batch_size_limit: int | None = None
     #: TEST only.
     model: TestedModel | None = None

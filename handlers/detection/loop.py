@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Learner:
         self, network: Network, rate: float, peak: float, *, iterations: int, images: int, ranks: Ranks
     ) -> None:
         """`rate`: the initial learning rate; `peak`: the highest, as a multiple of it. `iterations`: of the whole
-        training. `images`: of this rank in each.
+        training. `images`: of this rank in each forward pass.
         """
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
@@ -85,23 +85,27 @@ class Learner:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise SnapshotError(f"the snapshot does not fit the network: {str(error)[:200]}") from error
 
-    def step(self, batch: Batch, iteration: int) -> Tensor:
+    def step(self, parts: Sequence[Batch], iteration: int) -> Tensor:
         """One step of the optimiser; `iteration` counts from 1. Returns this rank's loss, a number, on the device."""
-        batch = batch.to(self._device)
         self._parallel.train()
         if self._frozen_statistics:
             freeze_batch_norm(self._parallel)
         self.optimizer.zero_grad()
-        with autocast(self._device):
-            outputs = self._parallel(batch.images)
-        loss = self.network.loss(outputs, batch.targets)
-        torch.autograd.backward(loss)
+        whole = torch.zeros((), device=self._device)
+        images = sum(len(part.mongodb_ids) for part in parts)
+        for part in parts:
+            batch = part.to(self._device)
+            with autocast(self._device):
+                outputs = self._parallel(batch.images)
+            loss = self.network.loss(outputs, batch.targets) * (len(batch.mongodb_ids) / images)
+            torch.autograd.backward(loss)
+            whole += loss.detach()
         clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT)
         self.optimizer.step()
         self.schedule.step()
         # Early weights are far off: while there are few steps, the average forgets faster.
         update_average(self.average, self.network, min(_MAX_DECAY, (1 + iteration) / (10 + iteration)))
-        return loss.detach()
+        return whole
 
 
 @torch.no_grad()
@@ -117,7 +121,7 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 def iterate(
     learner: Learner,
-    batches: Iterator[Batch],
+    batches: Iterator[list[Batch]],
     first: int,
     ranks: Ranks,
     stopping: Callable[[], bool],
@@ -128,14 +132,14 @@ def iterate(
     `observe` is told the number of each, the mean of its losses over the ranks, and its learning rate.
     All ranks see the same pair at the same iteration. Raises LossError.
     """
-    for iteration, batch in enumerate(batches, first):
+    for iteration, parts in enumerate(batches, first):
         rate = learner.rate
-        loss = float(learner.step(batch, iteration))
+        loss = float(learner.step(parts, iteration))
         stop, mean_loss = ranks.agree(stopping(), loss)
         if not math.isfinite(mean_loss):
             # The mean is what all ranks know; which of them it was, only itself.
-            images = ranks.gather(batch.mongodb_ids if not math.isfinite(loss) else ())
-            names = ", ".join(name for rank in images for name in rank)
+            mine = [name for part in parts for name in part.mongodb_ids] if not math.isfinite(loss) else []
+            names = ", ".join(name for rank in ranks.gather(mine) for name in rank)
             raise LossError(f"the loss of iteration {iteration} is {mean_loss}; its images are {names}")
         observe(iteration, mean_loss, rate)
         yield iteration, stop

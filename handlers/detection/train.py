@@ -69,9 +69,10 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         data = load_data(job, store, pool, ranks)
         if not data.val:
             emit(Note(message="no validation images: the last averaged weights are kept, measured on training images"))
-        batch_size = _batch_size(job, params, ranks, emit)
-        share = ranks.share(batch_size)
-        check_memory(len(share), input_size)
+        batch_size = _batch_size(params, ranks, emit)
+        share, parts = ranks.share(batch_size), _parts(job, batch_size, ranks, emit)
+        at_once = len(share) // parts
+        check_memory(at_once, input_size)
 
         # --- network: ImageNet weights, those of a version, or the snapshot's
         identity = Identity(
@@ -91,10 +92,10 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             origin = begin_with(job.start_from, params.model_name, network, params.net_model, data.class_names, build)
         # Images lie in memory channel by channel last, see Network.normalised; weights that do too save copies.
         network = network.to(device).to(memory_format=torch.channels_last)
-        if resumed is None and len(share) < MIN_IMAGES_FOR_STATISTICS:
+        if resumed is None and at_once < MIN_IMAGES_FOR_STATISTICS:
             calibrate_batch_norm(network, _stack(data.train, store, input_size, _CALIBRATION_IMAGES).to(device))
         rate = params.inital_learning_rate
-        learner = Learner(network, rate, recipe.peak, iterations=params.max_num_iters, images=len(share), ranks=ranks)
+        learner = Learner(network, rate, recipe.peak, iterations=params.max_num_iters, images=at_once, ranks=ranks)
         state = resumed or learner.begin(job.seed, origin)
         if resumed:
             learner.resume(resumed)
@@ -103,7 +104,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         _stop_if_asked(ranks, stopping, state.iteration)
 
         # --- iterations
-        plan = BatchPlan(state.seed, batch_size, share, tuple(params.dataset_expansion_lst), input_size)
+        plan = BatchPlan(state.seed, batch_size, share, parts, tuple(params.dataset_expansion_lst), input_size)
         batches = Batches(plan, data.train, store, network.assigner(), network.predictions)
         reporter = Reporter(emit, params.max_num_iters, batch_size, state.measurements)
         coming = batches.iterate(first, params.max_num_iters, pool)
@@ -172,16 +173,23 @@ def _silent(event: Event) -> None:
     """What a rank other than 0 has to say."""
 
 
-def _batch_size(job: Job, params: ParamClass, ranks: Ranks, emit: Emit) -> int:
+def _batch_size(params: ParamClass, ranks: Ranks, emit: Emit) -> int:
     """Images in an iteration over all ranks."""
-    wanted = params.batch_size
-    if job.batch_size_limit is not None and job.batch_size_limit < wanted:
-        emit(Note(message=f"batch_size is {job.batch_size_limit} instead of {wanted}, to fit into the device's memory"))
-        wanted = job.batch_size_limit
-    if wanted < ranks.size:
-        emit(Note(message=f"batch_size is {ranks.size} instead of {wanted}: one image for each device"))
-        wanted = ranks.size
-    return wanted
+    if params.batch_size >= ranks.size:
+        return params.batch_size
+    emit(Note(message=f"batch_size is {ranks.size} instead of {params.batch_size}: one image for each device"))
+    return ranks.size
+
+
+def _parts(job: Job, batch_size: int, ranks: Ranks, emit: Emit) -> int:
+    """How many parts each rank's share of a batch is taken in, since the whole has run out of device memory."""
+    limit = job.batch_size_limit
+    if limit is None or limit >= batch_size:
+        return 1
+    most = -(-batch_size // ranks.size)
+    parts = -(-most // max(1, limit // ranks.size))
+    emit(Note(message=f"each batch of {batch_size} images is taken in {parts} parts, to fit into the device's memory"))
+    return min(parts, len(ranks.share(batch_size)))
 
 
 def _stack(samples: Sequence[Sample], store: ImageStore, size: int, count: int) -> torch.Tensor:

@@ -112,7 +112,7 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
     assert "begins at 0.001, rises to 0.025 over the first 30 % of 3 iterations" in trained.card.recipe
 
     assert [event.message for event in events if isinstance(event, Note)] == [
-        "batch_size is 3 instead of 4, to fit into the device's memory"
+        "each batch of 4 images is taken in 2 parts, to fit into the device's memory"
     ]
     started = [event for event in events if isinstance(event, Started)]
     assert [(event.device, event.iteration) for event in started] == [("cpu", 0)]

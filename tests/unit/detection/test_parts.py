@@ -1,0 +1,76 @@
+"""A batch that does not fit into memory is taken in parts, and teaches what it would have taught as a whole."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from drawn import make_job
+
+from handlers.detection.batches import Batch, Batches, BatchPlan, ImageStore
+from handlers.detection.data import image_paths, load_samples, read_message
+from handlers.detection.loop import Learner
+from handlers.detection.networks.ssd import SSD, mobilenet_v2_ssd
+from handlers.detection.ranks import Ranks
+from handlers.detection.targets import Targets
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def network() -> SSD:
+    torch.manual_seed(0)
+    return mobilenet_v2_ssd(2, SIZE)
+
+
+def batches(folder: Path, network: SSD, images: int, parts: int) -> list[Batch]:
+    """The first iteration's."""
+    job = make_job(folder)
+    samples, _ = load_samples(read_message(job.message), image_paths(job.images))
+    plan = BatchPlan(7, images, range(images), parts, (), SIZE)
+    made = Batches(plan, samples, ImageStore(SIZE, 1 << 30), network.assigner(), network.predictions)
+    with ThreadPoolExecutor(2) as pool:
+        return next(made.iterate(1, 1, pool))
+
+
+def test_the_parts_are_the_batch(tmp_path: Path, network: SSD) -> None:
+    """The same images in the same order, in parts of like size, each with its own targets."""
+    (whole,) = batches(tmp_path, network, 7, 1)
+    parts = batches(tmp_path, network, 7, 3)
+    assert [len(part.mongodb_ids) for part in parts] == [2, 2, 3]
+    assert tuple(name for part in parts for name in part.mongodb_ids) == whole.mongodb_ids
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    begins = (0, 2, 4)
+    rows = [part.targets.rows + begin * network.predictions for part, begin in zip(parts, begins, strict=True)]
+    assert torch.equal(torch.cat(rows), whole.targets.rows)
+
+
+def learnt(network: SSD, parts: Sequence[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss, and the weights after one step; statistics of batch normalisation stay as they are."""
+    network.load_state_dict(torch.load("start.pt", weights_only=True))
+    learner = Learner(network, 0.01, 25, iterations=100, images=1, ranks=Ranks())
+    return float(learner.step(parts, 1)), {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+def test_gradients_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: SSD) -> None:
+    """Of a batch that holds the same images twice, both halves teach what the whole does."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(network.state_dict(), "start.pt")
+    (half,) = batches(tmp_path, network, 3, 1)
+    shift = 3 * network.predictions
+    targets = half.targets
+    doubled = Targets(
+        torch.cat([targets.rows, targets.rows + shift]),
+        targets.classes.repeat(2),
+        targets.corners.repeat(2, 1),
+        torch.cat([targets.ignored, targets.ignored + shift]),
+    )
+    whole = Batch(half.images.repeat(2, 1, 1, 1), doubled, half.mongodb_ids * 2)
+    loss, weights = learnt(network, [whole])
+    loss_of_parts, weights_of_parts = learnt(network, [half, half])
+    assert loss_of_parts == pytest.approx(loss, rel=1e-4)
+    start = torch.load("start.pt", weights_only=True)
+    assert any(not torch.equal(weights[name], start[name]) for name in weights)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(weights_of_parts[name], tensor, rtol=1e-3, atol=1e-5)
