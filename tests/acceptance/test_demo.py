@@ -49,10 +49,11 @@ def start(tmp_path: Path) -> Callable[[], tuple[subprocess.Popen[str], str]]:
     return start
 
 
+@pytest.mark.timeout(1200)
 def test_from_nothing_to_pictures(start: Callable[[], tuple[subprocess.Popen[str], str]], tmp_path: Path) -> None:
     """Exit 0, a last line of JSON with both states, a test mAP@.5 of at least 0.80, and pictures that are pictures."""
     process, mark = start()
-    out, err = process.communicate(timeout=590)
+    out, err = process.communicate(timeout=1100)
     log = tmp_path / "demo-output" / "service.log"
     assert process.returncode == 0, out + err + (log.read_text()[-5000:] if log.exists() else "")
     last = json.loads(out.splitlines()[-1])

@@ -98,7 +98,7 @@ def test_it_learns(name: str) -> None:
     assign = network.assigner()
     targets = collate([assign(boxes.moved(boxes.xyxy / SIDE)) for boxes in truths], network.predictions)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
-    for _ in range(40):
+    for _ in range(30):
         optimizer.zero_grad()
         loss = network.loss(network(images), targets)
         loss.backward()
