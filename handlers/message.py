@@ -23,7 +23,7 @@ from handlers.store import Store
 from handlers.store.database import Document
 from handlers.store.records import Records
 from schemas.enums import TaskErrorCode
-from schemas.message import SCHEMA_VERSION, choose_validation, strata
+from schemas.message import MAX_SIDE, SCHEMA_VERSION, choose_validation, strata
 from schemas.numbers import INT64_MAX
 from schemas.task import Task, object_id
 
@@ -261,7 +261,7 @@ def _problem(label: Document) -> str | None:
 
 def _pixels(value: Any) -> int:
     """A recorded width or height, 0 if it is none."""
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1_000_000
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_SIDE
     return int(value) if whole else 0
 
 

@@ -7,9 +7,11 @@ Ids in a message are small integers from 1, counted in the order of the lists; t
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.numbers import INT64_MAX
 
 Split = Literal["train", "val", "test"]
 
@@ -21,6 +23,10 @@ MIN_IMAGES_FOR_VALIDATION = 20
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+#: A small number that stands for an id in the message.
+MessageId = Annotated[int, Field(ge=1, le=INT64_MAX)]
 
 
 class SkippedLabels(_Frozen):
@@ -50,13 +56,17 @@ class DatasetInfo(_Frozen):
     skipped_labels: SkippedLabels = SkippedLabels()
 
 
+#: Pixels. Larger numbers are no image's, and do not fit where they are reckoned with.
+MAX_SIDE = 1_000_000
+
+
 class ImageInfo(_Frozen):
     """One image. `width` and `height` are in pixels as recorded in IMG_INFO; 0 is unknown."""
 
-    id: int = Field(ge=1)
+    id: MessageId
     file_name: str
-    width: int = Field(ge=0)
-    height: int = Field(ge=0)
+    width: int = Field(ge=0, le=MAX_SIDE)
+    height: int = Field(ge=0, le=MAX_SIDE)
     split: Split
     mongodb_id: str
 
@@ -67,9 +77,9 @@ class InstanceInfo(_Frozen):
     A box may reach outside its image; the data path clips it.
     """
 
-    id: int = Field(ge=1)
-    image_id: int = Field(ge=1)
-    class_id: int = Field(ge=1)
+    id: MessageId
+    image_id: MessageId
+    class_id: MessageId
     bbox: tuple[float, float, float, float]
     area: float = Field(gt=0)
     iscrowd: Literal[0, 1] = 0
@@ -80,7 +90,7 @@ class InstanceInfo(_Frozen):
 class ClassInfo(_Frozen):
     """One class; `id` is its position in `class_info` from 1."""
 
-    id: int = Field(ge=1)
+    id: MessageId
     name: str
     instance_count: int = Field(ge=0)
 

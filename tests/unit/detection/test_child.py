@@ -108,7 +108,7 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
 
     assert trained.weights is not None
     assert trained.card is not None
-    assert (trained.card.batch_size, trained.card.train_images + trained.card.val_images) == (3, trained.images.used)
+    assert (trained.card.batch_size, trained.card.train_images + trained.card.val_images) == (4, trained.images.used)
     assert "begins at 0.001, rises to 0.025 over the first 30 % of 3 iterations" in trained.card.recipe
 
     assert [event.message for event in events if isinstance(event, Note)] == [

@@ -42,6 +42,8 @@ def test_crowds_and_difficult_objects_are_known(tmp_path: Path) -> None:
         (lambda m: m["image_info"][1].update(id=1), "image_info.1.id"),
         (lambda m: m["image_info"][0].update(split="dev"), "image_info.0.split"),
         (lambda m: m["instance_info"][0].update(area=-1), "instance_info.0.area"),
+        (lambda m: m["image_info"][0].update(width=10**400), "image_info.0.width"),
+        (lambda m: m["image_info"][0].update(id=2**63), "image_info.0.id"),
         (lambda m: m["instance_info"][0].update(bbox=[0, math.nan, 5, 5]), "instance_info.0.bbox.1"),
         (lambda m: m["instance_info"][0].update(bbox=[0, 0, math.inf, 5]), "instance_info.0.bbox.2"),
         (lambda m: m["instance_info"][0].update(bbox=[0, 0, 5]), "instance_info.0.bbox.3"),
