@@ -29,6 +29,9 @@ Db = Database[dict[str, Any]]
 
 DEVICES = 4
 
+#: A number that no hostile document has; of enough of them, one has 1.
+UNUSED = 987_654_321_987
+
 #: A task that trains longer is cancelled.
 LONG = 20
 
@@ -257,8 +260,8 @@ def test_documents_of_any_content(
     at_most, at_end = memory(service, "VmHWM") - at_start, memory(service, "VmRSS") - at_start
 
     # Behind everything that may still wait, forged priorities included.
-    db.DL_TASK.insert_one(train_request(1, priority=-(2**31)))
-    assert ended(db, 1)["status"] == "SUCCEEDED"
+    db.DL_TASK.insert_one(train_request(UNUSED, priority=-(2**31)))
+    assert ended(db, UNUSED)["status"] == "SUCCEEDED"
     ask_about(db, dltask)
     assert service.stop() == 0
     assert_calm(service)
