@@ -103,7 +103,9 @@ def member(enum: type[E], value: Any) -> E:
         return value
     try:
         if isinstance(value, str):
-            return enum[MEMBER_ALIASES.get(value, value)]
+            # BSON's JavaScript code is a text that cannot be looked up as it is.
+            name = str(value)
+            return enum[MEMBER_ALIASES.get(name, name)]
         return enum(whole_number(value))
     except (KeyError, ValueError):
         expected = ", ".join(f"{m.name} ({m.value})" for m in enum)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -257,7 +257,9 @@ def one_hostile_field(draw: st.DrawFn) -> Case:
         )
     # Data given twice can hide what is wrong in one of them.
     others = {"img_mongodb_ids"} if name in ("dataset", "split", "json_mongodb_id") else set()
-    return _changed(case, name, {name, *others}, **{name: draw(VALUES)})
+    changed = _changed(case, name, {name, *others}, **{name: draw(VALUES)})
+    # 1 is the value of TEST, and what the task would train is no model yet.
+    return replace(changed, codes=changed.codes | {8}) if name == "task_type" else changed
 
 
 @st.composite

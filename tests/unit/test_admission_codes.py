@@ -6,7 +6,7 @@ Over mongomock-motor, since the checks only read; the real server is asked in te
 from typing import Any
 
 import pytest
-from bson import Decimal128, Int64, ObjectId
+from bson import Code, Decimal128, Int64, ObjectId
 
 from handlers.admission import check
 from handlers.store import Store, open_store
@@ -99,6 +99,7 @@ async def test_a_used_number_comes_before_everything_but_the_type(full: Store) -
         ({"task_id": True}, CODES.TASK_ID_INVALID, "task_id", ["True"]),
         ({"task_type": 7}, CODES.TASK_TYPE_ERROR, "task_type", ["7", "TRAIN (0)", "TEST (1)"]),
         ({"task_type": "train"}, CODES.TASK_TYPE_ERROR, "task_type", ["'train'"]),
+        ({"task_type": Code("while (true) {}")}, CODES.TASK_TYPE_ERROR, "task_type", ["while (true)"]),
         ({"param_request": None}, CODES.PARAM_INVALID, "param_request.model_name", ["missing", "name"]),
         (
             {"param_request": {"model_name": "known:0"}},
