@@ -57,7 +57,7 @@ class ParamClass:
         ModelScopeClass.NORMAL
     )
     device_type: Annotated[DeviceClass, BeforeValidator(lambda v: member(DeviceClass, v))] = DeviceClass.GPU
-    #: The initial rate of a one-cycle schedule whose peak is 25 times as high.
+    #: The initial rate of a one-cycle schedule whose peak is 25 times as high, for the larger networks 10 times.
     inital_learning_rate: Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)] = 0.001
     #: Devices (one process each) that share every batch.
     device_num: Count16 = 1

@@ -258,7 +258,7 @@ class Result(_Frozen):
     seconds: float = Field(ge=0)
     #: Name of each report file (pictures, `report.html`), with its hex id in GridFS `reports`.
     reports: dict[str, str] = {}
-    #: Things the reader should know: a smaller batch after running out of memory, no validation images, …
+    #: Things the reader should know: batches taken in parts after running out of memory, no validation images, …
     notes: tuple[str, ...] = ()
 
     # TRAIN

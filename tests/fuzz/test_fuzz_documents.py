@@ -288,7 +288,9 @@ def ask_about(db: Db, dltask: Callable[..., subprocess.CompletedProcess[str]]) -
     """Every command that reads tasks, about some of each state, and some with a strange `_id`."""
     json.loads(dltask("status", "--json", "--limit", "1000").stdout)
     assert dltask("status", "--limit", "1000").stdout
-    numbers = {"task_id": {"$gte": 0, "$lt": 2**63 - 1}, "$expr": {"$eq": ["$admitted_id", "$_id"]}}
+    # A list is compared by each of its members.
+    one_number = {"$gte": 0, "$lt": 2**63 - 1, "$not": {"$type": "array"}}
+    numbers = {"task_id": one_number, "$expr": {"$eq": ["$admitted_id", "$_id"]}}
     chosen = [
         db.DL_TASK.find_one({**numbers, **which}, {"_id": False, "task_id": True})
         for which in (

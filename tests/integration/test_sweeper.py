@@ -14,7 +14,6 @@ from structlog.testing import capture_logs
 import service.sweeper
 from handlers.store import Store
 from handlers.store.stream import Hint
-from schemas.task import Task
 from service.attempt import QUIET_RENEW_SECONDS
 from service.logs import Story
 from service.metrics import Metrics
@@ -72,12 +71,13 @@ async def run_once(sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
             await sweeper.run()
 
 
-async def lose(store: Store, sweeper: Sweeper, db: Db, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Task 1, whose worker has been silent for a day."""
-    db.DL_TASK.insert_one(train_request(1))
+async def lose(store: Store, sweeper: Sweeper, db: Db, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> None:
+    """The tasks 1 … `count`, whose worker has been silent for a day."""
+    db.DL_TASK.insert_many([train_request(number) for number in range(1, count + 1)])
     await run_once(sweeper, monkeypatch)
-    task = Task.from_document(await store.tasks.claim("dead", {"CPU": 1}) or {})
-    db.DL_TASK.update_one({"_id": task.key}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+    for _ in range(count):
+        await store.tasks.claim("dead", {"CPU": 1})
+    db.DL_TASK.update_many({}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
 
 
 async def test_new_documents_cancels_and_the_worker_itself(
@@ -283,11 +283,7 @@ async def test_a_task_changed_by_hand_does_not_stop_the_others(
     store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A count of failures that is none any more is used up; the next task is taken back all the same."""
-    db.DL_TASK.insert_many([train_request(1), train_request(2)])
-    await run_once(sweeper, monkeypatch)
-    for _ in range(2):
-        await store.tasks.claim("dead", {"CPU": 1})
-    db.DL_TASK.update_many({}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+    await lose(store, sweeper, db, monkeypatch, 2)
     db.DL_TASK.update_one({"task_id": Int64(1)}, {"$set": {"failures": "many"}})
     clock.now += 100
     await run_once(sweeper, monkeypatch)
@@ -323,11 +319,7 @@ async def test_a_locked_task_does_not_keep_the_others_waiting(
     store: Store, sweeper: Sweeper, db: Db, image_ids: list[ObjectId], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever locks it, say a client's own transaction: the others are taken back, and it once it is free."""
-    db.DL_TASK.insert_many([train_request(1), train_request(2)])
-    await run_once(sweeper, monkeypatch)
-    for _ in range(2):
-        await store.tasks.claim("dead", {"CPU": 1})
-    db.DL_TASK.update_many({}, [{"$set": {"lease_renewed_at": {"$subtract": ["$$NOW", 10**8]}}}])
+    await lose(store, sweeper, db, monkeypatch, 2)
     monkeypatch.setattr("handlers.store.database.LOOK_SECONDS", 0.5)
     clock.now += 100
     with begin_to_end(db, 1) as session:
