@@ -32,7 +32,7 @@ from handlers.detection.report import draw_samples, measure_and_draw
 from handlers.detection.reporter import Reporter
 from handlers.detection.snapshot import Best, Identity, TrainingState, read_snapshot, write_snapshot
 from handlers.detection.training_data import TrainingData, load_data
-from schemas.params import ParamClass, check_params, split_model_name
+from schemas.params import ParamClass, check_params
 from schemas.result import SkippedImage
 
 #: At a snapshot, the validation images are measured if at least this many times their number was trained on since the
@@ -81,7 +81,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             data.class_names,
             data.message.dataset_info.fingerprint,
             params.max_num_iters,
-            params.model_name if split_model_name(params.model_name)[1] is not None else None,
+            params.model_name if ":" in params.model_name else None,
         )
         resumed = read_snapshot(job.resume_from, identity) if job.resume_from else None
         # The heads begin at random, alike in every rank.
