@@ -70,17 +70,23 @@ class Detections:
         return len(self.class_ids)
 
 
+def areas(corners: Floats) -> Floats:
+    """float32 [N]: the areas of boxes [N, 4] (corners)."""
+    return (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+
+
 def overlaps(one: Floats, other: Floats, covered: NDArray[np.bool_] | None = None) -> Floats:
     """IoU float32 [N, M], 0 … 1, of boxes [N, 4] with boxes [M, 4] (corners).
 
     Where `covered` [M] is true, the share of the box of `one` that lies in it, as COCO has it for crowds.
     """
     sides = np.minimum(one[:, None, 2:], other[None, :, 2:]) - np.maximum(one[:, None, :2], other[None, :, :2])
-    common = sides.clip(min=0).prod(axis=2)
-    areas = (one[:, 2:] - one[:, :2]).prod(axis=1), (other[:, 2:] - other[:, :2]).prod(axis=1)
-    whole = areas[0][:, None] + areas[1][None] - common
+    sides = sides.clip(min=0)
+    common = sides[..., 0] * sides[..., 1]
+    ours, theirs = areas(one)[:, None], areas(other)[None]
+    whole = ours + theirs - common
     if covered is not None:
-        whole = np.where(covered[None], areas[0][:, None], whole)
+        whole = np.where(covered[None], ours, whole)
     return np.asarray(common / np.maximum(whole, np.float32(1e-9)), np.float32)
 
 

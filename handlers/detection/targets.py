@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handlers.detection.boxes import Boxes, Floats, Ints
+from handlers.detection.boxes import Boxes, Floats, Ints, areas, overlaps
 
 #: Objects that are held against all predictions at once: an image with 10,000 would take gigabytes.
 _BLOCK = 64
@@ -81,11 +81,9 @@ class Overlap:
         # most.
         most, owner = np.zeros(len(self.corners), np.float32), np.full(len(self.corners), -1)
         own = np.empty(len(objects), np.int64)
-        sizes = _areas(self.corners)
         for start in range(0, len(objects), _BLOCK):
             corners = objects.xyxy[start : start + _BLOCK]
-            overlap = _intersections(corners, self.corners)
-            iou = overlap / (_areas(corners)[:, None] + sizes[None] - overlap)
+            iou = overlaps(corners, self.corners)
             own[start : start + _BLOCK] = iou.argmax(axis=1)
             highest = iou.max(axis=0)
             more = highest > most
@@ -118,13 +116,13 @@ class CentreSampling:
     def __call__(self, boxes: Boxes) -> Assignment:
         """`boxes` are in fractions of the image."""
         objects = boxes.select(~boxes.crowd)
-        areas = _areas(objects.xyxy)
+        sizes = areas(objects.xyxy)
         finest, coarsest = self.cells == self.cells.min(), self.cells == self.cells.max()
         nearest = np.where(finest, 0, self._NEAREST * self.cells)
         farthest = np.where(coarsest, np.inf, self._FARTHEST * self.cells)
         smallest, owner = np.full(len(self.points), np.inf), np.full(len(self.points), -1)
         # The smallest last, so that what they take stays theirs.
-        for index in np.argsort(-areas, kind="stable"):
+        for index in np.argsort(-sizes, kind="stable"):
             left, top, right, bottom = objects.xyxy[index]
             x, y = self.points[:, 0], self.points[:, 1]
             sides = np.stack([x - left, y - top, right - x, bottom - y])
@@ -134,8 +132,8 @@ class CentreSampling:
             fits &= (reach > nearest) & (reach < farthest)
             if not fits.any():
                 fits = np.arange(len(x)) == np.where(finest, off_centre, np.inf).argmin()
-            taken = fits & (areas[index] <= smallest)
-            owner[taken], smallest[taken] = index, areas[index]
+            taken = fits & (sizes[index] <= smallest)
+            owner[taken], smallest[taken] = index, sizes[index]
         half = self.cells[:, None] / 2
         squares = np.concatenate([self.points - half, self.points + half], axis=1)
         return _assignment(objects, owner, _crowded(boxes, squares, 0.5))
@@ -151,20 +149,9 @@ def _assignment(objects: Boxes, matched: NDArray[np.int64], neither: NDArray[np.
 def _crowded(boxes: Boxes, corners: Floats, share: float) -> NDArray[np.bool_]:
     """Which of `corners` [A, 4] lie in a crowd by at least `share` of their area."""
     crowded = np.zeros(len(corners), np.bool_)
-    crowds, sizes = boxes.xyxy[boxes.crowd], _areas(corners)
+    crowds = boxes.xyxy[boxes.crowd]
     for start in range(0, len(crowds), _BLOCK):
-        overlap = _intersections(crowds[start : start + _BLOCK], corners)
-        crowded |= (overlap >= share * sizes).any(axis=0)
+        block = crowds[start : start + _BLOCK]
+        crowded |= (overlaps(corners, block, np.ones(len(block), np.bool_)) >= share).any(axis=1)
     return crowded
 
-
-def _areas(corners: Floats) -> Floats:
-    return (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-
-
-def _intersections(ours: Floats, theirs: Floats) -> NDArray[np.float32]:
-    """Areas [len(ours), len(theirs)]."""
-    low = np.maximum(ours[:, None, :2], theirs[None, :, :2])
-    high = np.minimum(ours[:, None, 2:], theirs[None, :, 2:])
-    sides = np.clip(high - low, 0, None)
-    return np.asarray(sides[..., 0] * sides[..., 1], np.float32)
