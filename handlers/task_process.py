@@ -107,7 +107,7 @@ class TaskProcess:
             context = connect_store(self._settings.mongodb_uri.get_secret_value(), self._settings.database)
             store = stack.enter_context(portal.wrap_async_context_manager(context))
             # Two requests with one task_id are told apart by the unique index, so it must be there before the first.
-            portal.call(store.database.create_indexes, "DL_TASK")
+            portal.call(store.indexes.create, "DL_TASK")
             # Also runs when nobody closes us: at garbage collection and at the end of the program.
             self._close = finalize(self, stack.pop_all().close)
         self._opened = portal, store

@@ -68,7 +68,7 @@ async def serve(settings: Settings, story: logs.Story, once: bool) -> None:
     ) as store:
         try:
             await store.database.check()
-            await store.database.create_indexes()
+            await store.indexes.create()
         except StoreError as error:
             raise StartupError(f"MongoDB went away while starting: {brief(error)}") from error
         devices = await find_devices(settings)

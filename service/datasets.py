@@ -99,7 +99,7 @@ async def import_dataset(store: Store, source: Source, name: str, on_progress: O
     """
     if not name or len(name) > 200 or any(unicodedata.category(c) in ("Cc", "Cf") for c in name):
         raise DatasetError(f"--name is {name!r}; expected a text of 1 to 200 printable characters")
-    await store.database.create_indexes("IMG_INFO", "IMG_LAB_INFO")
+    await store.indexes.create("IMG_INFO", "IMG_LAB_INFO")
     await remove_chunks(store.files.images, older_than=ORPHAN_SECONDS)
     present = await store.records.names_in(name)
     summary = Summary(name)

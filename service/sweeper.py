@@ -117,7 +117,7 @@ class Sweeper:
         done = False
         try:
             # Indexes first: the look for copies reads one from end to end.
-            for problem in await self._store.database.mend_indexes():
+            for problem in await self._store.indexes.mend():
                 log.error("index missing", reason=problem)
             await self._admit_copies()
             if newer := await self._store.tasks.not_understood():

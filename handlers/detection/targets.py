@@ -154,4 +154,3 @@ def _crowded(boxes: Boxes, corners: Floats, share: float) -> NDArray[np.bool_]:
         block = crowds[start : start + _BLOCK]
         crowded |= (overlaps(corners, block, np.ones(len(block), np.bool_)) >= share).any(axis=1)
     return crowded
-

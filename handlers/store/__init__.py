@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from handlers.store.database import Database, StoreError, connect
 from handlers.store.files import Files
+from handlers.store.indexes import Indexes
 from handlers.store.models import Models
 from handlers.store.overview import Overview
 from handlers.store.records import Records
@@ -20,6 +21,7 @@ class Store:
     """The collections, wired to one database."""
 
     database: Database
+    indexes: Indexes
     tasks: Tasks
     overview: Overview
     records: Records
@@ -34,6 +36,7 @@ def open_store(database: Database, *, lease_seconds: float = LEASE_SECONDS) -> S
     """The store over `database`."""
     return Store(
         database=database,
+        indexes=Indexes(database),
         tasks=Tasks(database, lease_seconds=lease_seconds),
         overview=Overview(database),
         records=Records(database),

@@ -1,4 +1,4 @@
-"""The client, the one shielded call that every operation goes through, and the indexes.
+"""The client, and the one shielded call that every operation goes through.
 
 PyMongo's async client must never be cancelled by anyio in the middle of an operation: the connection it was using is
 then never given back, and once the pool is used up every later operation hangs for good. So nothing outside this
@@ -6,7 +6,7 @@ package sees the client, and everything inside goes through `Database.call` or `
 """
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -20,7 +20,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from gridfs import AsyncGridFSBucket
-from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel
+from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.command_cursor import AsyncCommandCursor
@@ -67,9 +67,6 @@ class Unreadable(PyMongoError):
     """An answer of the server holds a document that is no valid BSON."""
 
 
-_DUPLICATE_KEY = 11000
-_UNAUTHORIZED = 13
-
 #: What the server says when the time was wrong and not the operation (see `refused`).
 _NOT_NOW = frozenset(
     (
@@ -89,47 +86,6 @@ _NOT_NOW = frozenset(
         10058,  # "not primary" of old
     )
 )
-
-INDEXES: Mapping[str, Sequence[IndexModel]] = {
-    "DL_TASK": [
-        # Partial, so that documents with no, negative or textual ids can each be inserted, and be rejected with a code.
-        IndexModel("task_id", unique=True, partialFilterExpression={"task_id": {"$gte": 0}}, name="task_id"),
-        # Claim and sweep; the device fields let a claim pass over tasks that do not fit without fetching them.
-        IndexModel(
-            [
-                ("status", ASCENDING),
-                ("priority", DESCENDING),
-                ("create_time", ASCENDING),
-                ("param_request.device_type", ASCENDING),
-                ("param_request.device_num", ASCENDING),
-            ],
-            name="queue",
-            # Not of documents as clients write them, nor of rejected ones: MongoDB refuses to index two lists of one
-            # document, and a client would get a driver's error instead of a code.
-            partialFilterExpression={"error_code": 0},
-        ),
-        # Finds copies of admitted documents from the index alone (see `Tasks.copied_keys`).
-        IndexModel([("admitted_id", ASCENDING), ("_id", ASCENDING)], name="admitted"),
-        # Counts and pages by state, for people, newest first; rejected ones too, which `queue` does not hold. One field
-        # that clients may make a list, and no more: MongoDB refuses to index two lists of one document.
-        IndexModel([("status", ASCENDING), ("_id", DESCENDING)], name="state"),
-        # The janitor asks whether any task still runs on a message.
-        IndexModel("json_mongodb_id", sparse=True, name="message"),
-    ],
-    "IMG_INFO": [IndexModel([("dataset", ASCENDING), ("split", ASCENDING), ("_id", ASCENDING)], name="dataset")],
-    "IMG_LAB_INFO": [IndexModel([("img_id", ASCENDING), ("_id", ASCENDING)], name="img_id")],
-    "DL_MODEL": [
-        IndexModel([("model_name", ASCENDING), ("version", DESCENDING)], unique=True, name="version"),
-        IndexModel("task_id", unique=True, name="task_id"),
-    ],
-    "DL_TEST_RESULT": [
-        IndexModel(
-            [("task_id", ASCENDING), ("attempt", ASCENDING), ("img_id", ASCENDING)], unique=True, name="task_image"
-        )
-    ],
-    "DL_WORKER": [IndexModel("renewed_at", expireAfterSeconds=60, name="expiry")],
-}
-
 
 #: What PyMongo adds to an error of the network, and what the server repeats of a command that it does not allow.
 _TIMEOUTS = re.compile(r" \(configured timeouts: [^)]*\)")
@@ -309,75 +265,10 @@ class Database:
                 f"{', '.join(missing[:5])}{more}; grant it the role dltaskWorker (docs/security.md)"
             )
 
-    async def create_indexes(self, *names: str) -> None:
-        """Create what is missing, in these collections or in all.
-
-        Raises StartupError that names the duplicates which stand against a unique index.
-        """
-        if problems := await self.mend_indexes(*names):
-            raise StartupError("; ".join(problems))
-
-    async def mend_indexes(self, *names: str) -> list[str]:
-        """Create what is missing, as far as it goes; returns why some could not be, and what to do about it."""
-        problems = []
-        for name in names or INDEXES:
-            there = await self.call(self.collection(name).index_information)
-            for index in INDEXES[name]:
-                # Who only finds them needs no right to create them.
-                if _is_there(index, there):
-                    continue
-                try:
-                    await self.call(self.collection(name).create_indexes, [index])
-                except OperationFailure as error:
-                    problems.append(await self._why_no_index(name, index, error))
-                    if error.code == _UNAUTHORIZED:
-                        break  # nor any other of this collection
-        return problems
-
-    async def _why_no_index(self, name: str, index: IndexModel, error: OperationFailure) -> str:
-        if error.code == _DUPLICATE_KEY:
-            return await self._duplicates(name, index)
-        fix = "let a user create it that may (docs/security.md)" if error.code == _UNAUTHORIZED else "mend that"
-        return f"cannot create index {name}.{index.document['name']}: {brief(error)}; {fix}"
-
-    async def missing_indexes(self) -> list[str]:
-        """`COLLECTION.index` of each index that `create_indexes` would make."""
-        missing = []
-        for name, indexes in INDEXES.items():
-            there = await self.call(self.collection(name).index_information)
-            missing += [f"{name}.{index.document['name']}" for index in indexes if index.document["name"] not in there]
-        return missing
-
-    async def _duplicates(self, name: str, index: IndexModel) -> str:
-        fields = list(index.document["key"])
-        cursor = await self.call(
-            self.collection(name).aggregate,
-            [
-                {"$match": index.document.get("partialFilterExpression", {})},
-                {"$group": {"_id": {field: f"${field}" for field in fields}, "count": {"$sum": 1}}},
-                {"$match": {"count": {"$gt": 1}}},
-                {"$limit": 10},
-            ],
-            allowDiskUse=True,
-        )
-        found = await self.call(cursor.to_list)
-        values = "; ".join(
-            ", ".join(f"{field} {row['_id'].get(field)}" for field in fields) + f" in {row['count']} documents"
-            for row in found
-        )
-        return f"{name} has duplicates of what must be unique: {values}; remove or renumber them"
-
 
 def away(error: StoreError) -> bool:
     """Whether the server could not be reached, or has no primary: any other operation would meet the same."""
     return isinstance(error, ConnectionFailure)
-
-
-def _is_there(index: IndexModel, there: Mapping[str, Any]) -> bool:
-    """Whether `there`, a collection's index_information, has exactly this index; the server judges any other."""
-    wanted = {**index.document, "key": list(index.document["key"].items())}
-    found = there.get(wanted.pop("name"), {})
-    return {option: value for option, value in found.items() if option != "v"} == wanted
 
 
 def _why_unusable(error: PyMongoError) -> str:

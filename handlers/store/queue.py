@@ -22,7 +22,7 @@ AT_MOST = 10_000
 #: Seconds that a look may take: it can be had again soon, and a worker that stops has not the time for more.
 LOOK_SECONDS = 5.0
 
-#: Seconds after its last renewal that a worker counts as alive: when its document expires (see `database.INDEXES`).
+#: Seconds after its last renewal that a worker counts as alive: when its document expires (see `indexes.INDEXES`).
 _ALIVE = timedelta(seconds=60)
 
 #: A device need that is none, since somebody changed the document by hand.

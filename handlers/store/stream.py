@@ -9,8 +9,9 @@ import anyio
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
-from handlers.store.database import CODEC, INDEXES, Database
+from handlers.store.database import CODEC, Database
 from handlers.store.documents import readable
+from handlers.store.indexes import INDEXES
 
 #: How long the server holds a question that has no answer yet; also how long a shutdown may have to wait for one.
 _AWAIT_MS = 500

@@ -22,7 +22,7 @@ async def database(store: Store, settings: Settings) -> list[Check]:
     try:
         server = await store.database.check()
         checks = [Check("database", "ok", server)]
-        missing = await store.database.missing_indexes()
+        missing = await store.indexes.missing()
         now, workers = await store.database.now(), await store.workers.all()
         newer = await store.tasks.not_understood()
     except StartupError as error:

@@ -43,7 +43,7 @@ def submit(
     number = time.time_ns() // 1000 if task_id is None else task_id
 
     async def insert(store: "Store") -> int:
-        await store.database.create_indexes("DL_TASK")
+        await store.indexes.create("DL_TASK")
         chosen = number
         while not await store.tasks.insert({"task_id": bson_uint64(chosen), **document}):
             if task_id is not None:

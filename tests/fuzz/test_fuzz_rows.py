@@ -117,7 +117,7 @@ async def test_a_message_is_built_of_rows_of_any_content(
     each, built, why = 20, 0, Counter[str]()
     rows = drawn(images(), fuzz.documents, fuzz.seed)
     async with connect_store(mongo_uri, database_name) as store:
-        await store.database.create_indexes()
+        await store.indexes.create()
         cache = ImageCache(tmp_path / "cache", max_bytes=1 << 20)
         for number, start in enumerate(range(0, len(rows), each)):
             for image, labels in rows[start : start + each]:

@@ -45,7 +45,7 @@ def start_mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 async def store(mongo_uri: str, database_name: str) -> AsyncIterator[Store]:
     """The service's store on the test's database, with its indexes."""
     async with connect_store(mongo_uri, database_name) as store:
-        await store.database.create_indexes()
+        await store.indexes.create()
         yield store
 
 

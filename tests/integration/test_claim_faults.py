@@ -43,7 +43,7 @@ async def store(mongo_uri: str, database_name: str, monkeypatch: pytest.MonkeyPa
     """A store whose operations give up after a second instead of twenty."""
     monkeypatch.setattr(handlers.store.database, "OPERATION_TIMEOUT_MS", 1000)
     async with connect_store(mongo_uri, database_name) as store:
-        await store.database.create_indexes()
+        await store.indexes.create()
         yield store
 
 

@@ -16,7 +16,8 @@ from pymongo.errors import PyMongoError
 
 from handlers.errors import StartupError
 from handlers.store import Store, connect_store
-from handlers.store.database import INDEXES, connect, masked
+from handlers.store.database import connect, masked
+from handlers.store.indexes import INDEXES
 from service.embedded import find_mongod
 from tests.helpers import wait_for
 
@@ -26,9 +27,9 @@ Db = Database[dict[str, Any]]
 async def test_indexes_are_made_once(store: Store, db: Db) -> None:
     """A second start changes nothing; the unique ones are those that the rules rest on."""
     before = {name: db[name].index_information() for name in INDEXES}
-    await store.database.create_indexes()
+    await store.indexes.create()
     assert {name: db[name].index_information() for name in INDEXES} == before
-    assert await store.database.missing_indexes() == []
+    assert await store.indexes.missing() == []
     unique = {
         (name, *(field for field, _ in index["key"]))
         for name, indexes in before.items()
@@ -50,8 +51,8 @@ async def test_several_workers_can_start_at_once(mongo_uri: str, database_name: 
 
     async def start() -> None:
         async with connect_store(mongo_uri, database_name) as store:
-            await store.database.create_indexes()
-            assert await store.database.missing_indexes() == []
+            await store.indexes.create()
+            assert await store.indexes.missing() == []
 
     async with anyio.create_task_group() as group:
         for _ in range(8):
@@ -63,7 +64,7 @@ async def test_duplicates_are_named(mongo_uri: str, database_name: str, db: Db) 
     db.DL_TASK.insert_many([{"task_id": t} for t in (7, Int64(7), 7.0, Decimal128(str(2**64 - 1)), -1, -1, "x", "x")])
     async with connect_store(mongo_uri, database_name) as store:
         with pytest.raises(StartupError) as refused:
-            await store.database.create_indexes()
+            await store.indexes.create()
         assert "DL_TASK has duplicates" in str(refused.value)
         assert "task_id 7 in 3 documents" in str(refused.value)
         assert "-1" not in str(refused.value)
@@ -71,19 +72,19 @@ async def test_duplicates_are_named(mongo_uri: str, database_name: str, db: Db) 
         db.DL_MODEL.drop()
         db.DL_MODEL.insert_many([{"model_name": "m", "version": 2, "task_id": number} for number in range(2)])
         with pytest.raises(StartupError, match=r"task_id 7 in 3 .*; .*model_name m, version 2 in 2 documents"):
-            await store.database.create_indexes()
+            await store.indexes.create()
         db.DL_TASK.delete_many({})
         db.DL_MODEL.delete_many({})
-        await store.database.create_indexes()
+        await store.indexes.create()
 
 
 async def test_what_can_be_made_is_made(mongo_uri: str, database_name: str, db: Db) -> None:
     """One index that cannot be made keeps none of the others from it, and is named with what to do."""
     db.DL_TASK.insert_many([{"task_id": 7}, {"task_id": 7}])
     async with connect_store(mongo_uri, database_name) as store:
-        (problem,) = await store.database.mend_indexes()
+        (problem,) = await store.indexes.mend()
         assert "task_id 7 in 2 documents; remove or renumber them" in problem
-        assert await store.database.missing_indexes() == ["DL_TASK.task_id"]
+        assert await store.indexes.missing() == ["DL_TASK.task_id"]
 
 
 async def test_an_index_of_the_same_name_that_is_another_one(mongo_uri: str, database_name: str, db: Db) -> None:
@@ -91,7 +92,7 @@ async def test_an_index_of_the_same_name_that_is_another_one(mongo_uri: str, dat
     db.DL_TASK.create_index([("priority", ASCENDING)], name="queue")
     async with connect_store(mongo_uri, database_name) as store:
         with pytest.raises(StartupError, match=r"cannot create index DL_TASK\.queue"):
-            await store.database.create_indexes()
+            await store.indexes.create()
 
 
 # ---- as an operator sees it

@@ -743,7 +743,7 @@ def test_any_order_of_calls_keeps_the_life_cycle(mongo_uri: str, database_name: 
             )
             for _ in range(2)
         )
-        portal.call(first.database.create_indexes)
+        portal.call(first.indexes.create)
         run_state_machine_as_test(
             lambda: LifeCycle(portal, (first, second), client, tmp_path),
             settings=settings(

@@ -306,7 +306,7 @@ async def test_memory_does_not_grow_with_the_data_set(store: Store, db: Db, tmp_
                 {"$out": table},
             ]
         )
-    await store.database.create_indexes()  # $out made the tables anew
+    await store.indexes.create()  # $out made the tables anew
     assert db.IMG_LAB_INFO.count_documents({}) == 100_000
     task = insert_task(db, dataset="big")
     tracemalloc.start()

@@ -17,7 +17,7 @@ from pymongo.errors import OperationFailure
 
 import service.watcher
 from handlers.store import Store, connect_store
-from handlers.store.database import INDEXES
+from handlers.store.indexes import INDEXES
 from handlers.store.stream import hints
 from tests.helpers import Service, alive, ended, running, train_request, wait_for
 from tests.integration.test_watcher import watching

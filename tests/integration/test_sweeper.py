@@ -110,7 +110,7 @@ async def test_dropped_collections_get_their_indexes_again(
     db.DL_MODEL.drop()
     db.DL_TASK.insert_one({**train_request(1), "status": "SUCCEEDED", "admitted_id": ObjectId()})
     await sweeper.sweep_all()
-    assert await store.database.missing_indexes() == []
+    assert await store.indexes.missing() == []
     assert db.DL_TASK.count_documents({"status": "PENDING"}) == 1
 
 
@@ -131,7 +131,7 @@ async def test_an_index_that_cannot_be_made_stops_nothing(
     reasons = " ".join(line["reason"] for line in logs if line["event"] == "index missing")
     assert "task_id 1 in 2 documents" in reasons
     assert "DL_TASK.admitted" in reasons
-    assert await store.database.missing_indexes() == ["DL_TASK.task_id"]  # `admitted` is another one's
+    assert await store.indexes.missing() == ["DL_TASK.task_id"]  # `admitted` is another one's
 
 
 @pytest.mark.parametrize("method", ["new_keys", "copied_keys", "cancel_waiting"])

@@ -26,6 +26,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from handlers.errors import LostTask
 from handlers.store import connect_store
 from handlers.store.database import Database
+from handlers.store.indexes import Indexes
 from handlers.store.tasks import Tasks
 from schemas.params import check_params, stored_params
 from schemas.task import Task
@@ -50,7 +51,7 @@ RAW = pytest.mark.parametrize("database", ["mongod"], indirect=True)
 
 @pytest.fixture
 async def tasks(database: Database) -> Tasks:
-    await database.create_indexes("DL_TASK")
+    await Indexes(database).create("DL_TASK")
     return Tasks(database)
 
 

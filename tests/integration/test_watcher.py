@@ -298,7 +298,7 @@ async def test_cancelled_calls_do_not_wedge_the_client(mongo_uri: str, database_
                         pass
             cancelled[0] += scope.cancelled_caught
 
-        await store.database.create_indexes()
+        await store.indexes.create()
         await store.tasks.insert({"task_id": 1})
         async with anyio.create_task_group() as group:
             for number in range(200):
