@@ -88,8 +88,11 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         torch.manual_seed(job.seed)
         network, origin = recipe.build(len(data.class_names), input_size)
         if job.start_from and resumed is None:
+            # The shapes of default boxes too: what was learnt are offsets from them.
             build: Build = lambda classes: recipe.make(classes, input_size, None)  # noqa: E731
             origin = begin_with(job.start_from, params.model_name, network, params.net_model, data.class_names, build)
+        elif resumed is None:
+            network.fit_boxes(data.object_sizes)
         # Images lie in memory channel by channel last, see Network.normalised; weights that do too save copies.
         network = network.to(device).to(memory_format=torch.channels_last)
         if resumed is None and at_once < MIN_IMAGES_FOR_STATISTICS:

@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
 from handlers.detection.batches import ImageStore
+from handlers.detection.boxes import Floats
 from handlers.detection.data import Sample, image_paths, images_used, load_samples, read_message, separate_validation
 from handlers.detection.errors import DataError
 from handlers.detection.evaluate import measurable
@@ -26,6 +29,8 @@ class TrainingData:
     #: Empty where there are too few images, or none of them has a label to measure by.
     val: list[Sample]
     skipped: list[SkippedImage]
+    #: float32 [N, 2]: width and height of the objects to be learnt, fractions of their images, in order of size.
+    object_sizes: Floats
     #: Of every image that was read, by its id in the message.
     fingerprints: dict[int, bytes | None]
 
@@ -61,7 +66,7 @@ def load_data(job: Job, store: ImageStore, pool: ThreadPoolExecutor, ranks: Rank
         )
     # Before the unreadable are left out: what is chosen for validation must not hang on them.
     train, val = separate_validation(samples, job.seed)
-    _, unreadable = store.usable(samples[ranks.rank :: ranks.size], pool)
+    mine, unreadable = store.usable(samples[ranks.rank :: ranks.size], pool)
     skipped += [image for part in ranks.gather(unreadable) for image in part]
     fingerprints = {number: bits for part in ranks.gather(store.fingerprints) for number, bits in part.items()}
     bad = {image.img_id for image in skipped}
@@ -76,5 +81,21 @@ def load_data(job: Job, store: ImageStore, pool: ThreadPoolExecutor, ranks: Rank
         )
     if not measurable([sample.boxes for sample in val]):
         train, val = train + val, []
+    learnt = {sample.id for sample in train}
+    parts = ranks.gather(_object_sizes([sample for sample in mine if sample.id in learnt], store))
+    # Which rank read which image must make no difference.
+    sizes = np.concatenate(parts)
+    sizes = sizes[np.lexsort(sizes.T)]
     class_names = tuple(known.name for known in message.class_info)
-    return TrainingData(message, class_names, train, val, skipped, fingerprints)
+    return TrainingData(message, class_names, train, val, skipped, sizes, fingerprints)
+
+
+def _object_sizes(samples: Sequence[Sample], store: ImageStore) -> Floats:
+    """float32 [N, 2]: width and height of the objects in `samples`, which `store` has read."""
+    sizes = [np.empty((0, 2), np.float32)]
+    for sample in samples:
+        width, height = store.size(sample)
+        objects = sample.boxes.select(~sample.boxes.crowd).clipped(width, height)
+        sides = (objects.xyxy[:, 2:] - objects.xyxy[:, :2]) / np.array([width, height], np.float32)
+        sizes.append(np.asarray(sides, np.float32))
+    return np.concatenate(sizes)

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from handlers.detection.boxes import Floats
 from handlers.detection.targets import Assign, Targets
 
 #: Boxes of a class that may enter non-maximum suppression (SSD: 400).
@@ -41,6 +42,12 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def assigner(self) -> Assign:
         """What tells which predictions answer for which objects. Needs no device, and any thread may call it."""
+
+    def fit_boxes(self, sizes: Floats) -> None:
+        """Take what is assumed about the size of objects from those to be learnt, before the first iteration.
+
+        `sizes` float32 [N, 2]: width and height, fractions of the image.
+        """
 
     @abstractmethod
     def forward(self, images: Tensor) -> Outputs:

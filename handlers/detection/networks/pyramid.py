@@ -2,21 +2,20 @@
 
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.resnet import resnet50
-from torchvision.ops import box_convert
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from handlers.detection.boxes import Floats
 from handlers.detection.coding import decode
 from handlers.detection.loss import box_loss, focal_loss
 from handlers.detection.networks.base import Network, Outputs
-from handlers.detection.targets import Assign, CentreSampling, Overlap, Targets
+from handlers.detection.networks.default_boxes import DefaultBoxes
+from handlers.detection.targets import Assign, CentreSampling, Targets
 
 #: torchvision's state of ResNet50; None for a random start.
 Backbone = dict[str, Tensor] | None
@@ -30,8 +29,6 @@ _FIRST_WAY = 2.0
 class _Pyramid(Network):
     """Five levels, of strides 8, 16 … 128."""
 
-    cells: Tensor
-
     def __init__(self, size: int, backbone: Backbone, head: nn.Module) -> None:
         super().__init__(size)
         trunk = resnet50(weights=None)
@@ -44,8 +41,8 @@ class _Pyramid(Network):
         with torch.no_grad():
             maps = self.eval().body(torch.zeros(1, 3, size, size)).values()
         self.train()
-        #: [cells, 4]: centre and size of the cells of all levels, fractions of the image, in the order of the head.
-        self.register_buffer("cells", torch.cat([_grid(*m.shape[-2:]) for m in maps]), persistent=False)
+        #: (rows, columns) of each level.
+        self.grids = [(one.shape[-2], one.shape[-1]) for one in maps]
 
     def forward(self, images: Tensor) -> Outputs:
         """What torchvision's head gives, [N, A, …] each, classes first."""
@@ -66,8 +63,6 @@ class RetinaNet(_Pyramid):
     are half as large too.
     """
 
-    default_boxes: Tensor
-
     _SIZES = (2.0, 2 * 2 ** (1 / 3), 2 * 2 ** (2 / 3))
     _ASPECT_RATIOS = (0.5, 1.0, 2.0)
     _WEIGHTS = (1.0, 1.0)
@@ -79,25 +74,25 @@ class RetinaNet(_Pyramid):
         super().__init__(
             size, backbone, RetinaNetHead(_CHANNELS, len(forms), classes, norm_layer=partial(nn.GroupNorm, 32))
         )
-        centres = self.cells[:, None, :2].expand(-1, len(forms), -1)
-        sizes = self.cells[:, None, 2:] * forms
-        #: [A, 4]: centre and size, fractions of the image.
-        self.register_buffer("default_boxes", torch.cat([centres, sizes], dim=-1).flatten(0, 1), persistent=False)
+        self.boxes = DefaultBoxes(self.grids, [forms / torch.tensor([columns, rows]) for rows, columns in self.grids])
 
     @property
     def predictions(self) -> int:
         """One for each default box."""
-        return len(self.default_boxes)
+        return len(self.boxes)
 
     def assigner(self) -> Assign:
         """By overlap."""
-        corners = box_convert(self.default_boxes.cpu(), "cxcywh", "xyxy").numpy()
-        return Overlap(np.asarray(corners, np.float32), match=self._MATCH_IOU, unclear=self._UNCLEAR_IOU)
+        return self.boxes.overlap(match=self._MATCH_IOU, unclear=self._UNCLEAR_IOU)
+
+    def fit_boxes(self, sizes: Floats) -> None:
+        """The shapes of the default boxes."""
+        self.boxes.fit(sizes)
 
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
         """Focal and box loss, for each default box that answers for an object."""
         logits, offsets = outputs
-        chosen = self.default_boxes[targets.rows % self.predictions]
+        chosen = self.boxes()[targets.rows % self.predictions]
         found = decode(offsets.flatten(0, 1)[targets.rows].float(), chosen, self._WEIGHTS)
         return (focal_loss(logits, targets) + box_loss(found, targets)) / max(len(targets.rows), 1)
 
@@ -105,7 +100,7 @@ class RetinaNet(_Pyramid):
         """The default boxes as they are moved; each class's score is for itself."""
         logits, offsets = outputs
         scores = logits.float().sigmoid().transpose(1, 2)
-        return decode(offsets.float(), self.default_boxes, self._WEIGHTS), scores
+        return decode(offsets.float(), self.boxes(), self._WEIGHTS), scores
 
 
 class FCOS(_Pyramid):
@@ -114,11 +109,15 @@ class FCOS(_Pyramid):
     Unlike there, points are in the middle of their cells.
     """
 
+    cells: Tensor
+
     def __init__(self, classes: int, size: int, backbone: Backbone = None) -> None:
         head = FCOSHead(_CHANNELS, 1, classes)
         # A rectifier follows. From 0, as torchvision has it, half of the sides begin below it and never learn.
         nn.init.constant_(head.regression_head.bbox_reg.bias, _FIRST_WAY)
         super().__init__(size, backbone, head)
+        #: [A, 4]: centre and size of the cells of all levels, fractions of the image, in the order of the head.
+        self.register_buffer("cells", torch.cat([_grid(*grid) for grid in self.grids]), persistent=False)
 
     @property
     def predictions(self) -> int:

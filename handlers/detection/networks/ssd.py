@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
@@ -14,10 +13,12 @@ from torchvision.models.mobilenetv3 import mobilenet_v3_large
 from torchvision.models.vgg import vgg16_bn
 from torchvision.ops import Conv2dNormActivation, box_convert
 
+from handlers.detection.boxes import Floats
 from handlers.detection.coding import decode
 from handlers.detection.loss import multibox_loss
 from handlers.detection.networks.base import Network, Outputs
-from handlers.detection.targets import Assign, Overlap, Targets
+from handlers.detection.networks.default_boxes import DefaultBoxes
+from handlers.detection.targets import Assign, Targets
 
 #: torchvision's state of the backbone; None for a random start.
 Backbone = dict[str, Tensor] | None
@@ -26,17 +27,19 @@ Backbone = dict[str, Tensor] | None
 MATCH_IOU = 0.5
 
 #: Side of the default boxes of each of seven levels, as fractions of the input; one more, for the last level's larger
-#: square. The first level is at stride 8: from stride 16 on, objects of a few pixels fall between the cells.
+#: square. Levels with few objects in the data keep these. The first level is at stride 8: from stride 16 on, objects of
+#: a few pixels fall between the cells.
 _SCALES = [0.06, 0.12, 0.24, 0.4, 0.58, 0.76, 0.9, 1.0]
 
 
 class SSD(Network):
     """Levels, each from the one before it, and a head on all of them."""
 
-    default_boxes: Tensor
-
     def __init__(self, levels: Sequence[nn.Module], head: nn.Module, boxes: DefaultBoxGenerator, size: int) -> None:
-        """`head`: as torchvision's SSDHead, with 1 + classes outputs, the first for background."""
+        """`head`: as torchvision's SSDHead, with 1 + classes outputs, the first for background.
+
+        `boxes`: the shapes of the default boxes, until `fit_boxes` is told of better ones.
+        """
         super().__init__(size)
         self.levels = nn.ModuleList(levels)
         self.head = head
@@ -45,18 +48,26 @@ class SSD(Network):
             maps = self.eval()._feature_maps(blank)
             corners = boxes(ImageList(blank, [(size, size)]), maps)[0] / size
         self.train()
-        #: [A, 4]: centre and size, fractions of the image.
-        self.register_buffer("default_boxes", box_convert(corners, "xyxy", "cxcywh"), persistent=False)
+        grids = [(one.shape[-2], one.shape[-1]) for one in maps]
+        counts = boxes.num_anchors_per_location()
+        of_level = box_convert(corners, "xyxy", "cxcywh")[:, 2:].split(
+            [rows * columns * count for (rows, columns), count in zip(grids, counts, strict=True)]
+        )
+        # The shapes are alike in every cell.
+        self.boxes = DefaultBoxes(grids, [sizes[:count] for sizes, count in zip(of_level, counts, strict=True)])
 
     @property
     def predictions(self) -> int:
         """One for each default box."""
-        return len(self.default_boxes)
+        return len(self.boxes)
 
     def assigner(self) -> Assign:
         """As torchvision's SSDMatcher."""
-        corners = box_convert(self.default_boxes.cpu(), "cxcywh", "xyxy").numpy()
-        return Overlap(np.asarray(corners, np.float32), match=MATCH_IOU, unclear=MATCH_IOU)
+        return self.boxes.overlap(match=MATCH_IOU, unclear=MATCH_IOU)
+
+    def fit_boxes(self, sizes: Floats) -> None:
+        """The shapes of the default boxes."""
+        self.boxes.fit(sizes)
 
     def _feature_maps(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -73,13 +84,13 @@ class SSD(Network):
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
         """The multibox loss."""
         offsets, logits = outputs
-        return multibox_loss(offsets, logits, self.default_boxes, targets)
+        return multibox_loss(offsets, logits, self.boxes(), targets)
 
     def detections(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """The default boxes as they are moved; scores are a softmax with background."""
         offsets, logits = outputs
         scores = logits.float().softmax(dim=-1)[..., 1:].transpose(1, 2)
-        return decode(offsets.float(), self.default_boxes), scores
+        return decode(offsets.float(), self.boxes()), scores
 
 
 def mobilenet_v2_ssd(classes: int, size: int, backbone: Backbone = None) -> SSD:

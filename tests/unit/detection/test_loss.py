@@ -59,7 +59,7 @@ def test_loss_is_that_of_torchvision(network: SSD, seed: int) -> None:
     corners = default_corners(network)
     torch.manual_seed(seed)
     offsets, logits = torch.randn(1, len(corners), 4), torch.randn(1, len(corners), CLASSES + 1)
-    ours = multibox_loss(offsets, logits, network.default_boxes, targets(network.assigner()(boxes), network))
+    ours = multibox_loss(offsets, logits, network.boxes(), targets(network.assigner()(boxes), network))
     reference = TorchvisionSSD.__new__(TorchvisionSSD)
     torch.nn.Module.__init__(reference)
     reference.box_coder, reference.neg_to_pos_ratio = BoxCoder((10.0, 10.0, 5.0, 5.0)), 3
@@ -75,21 +75,21 @@ def test_loss_is_that_of_torchvision(network: SSD, seed: int) -> None:
 
 def test_decoding_undoes_encoding(network: SSD) -> None:
     """An object encoded against any default box comes back."""
-    target = torch.tensor([[0.2, 0.3, 0.5, 0.45]]).expand(len(network.default_boxes), 4)
-    offsets = encode(target, network.default_boxes)
-    near = box_iou(box_convert(network.default_boxes, "cxcywh", "xyxy"), target[:1])[:, 0] > 0.05
-    assert torch.allclose(decode(offsets[None], network.default_boxes)[0][near], target[near], atol=1e-5)
+    target = torch.tensor([[0.2, 0.3, 0.5, 0.45]]).expand(network.predictions, 4)
+    offsets = encode(target, network.boxes())
+    near = box_iou(box_convert(network.boxes(), "cxcywh", "xyxy"), target[:1])[:, 0] > 0.05
+    assert torch.allclose(decode(offsets[None], network.boxes())[0][near], target[near], atol=1e-5)
 
 
 def test_an_image_without_objects_teaches_background(network: SSD) -> None:
     """It has a loss, of its worst boxes, and that loss goes down as they turn to background."""
     nothing = targets(network.assigner()(make_boxes([])), network)
     assert len(nothing.rows) == 0
-    offsets, logits = torch.zeros(1, len(network.default_boxes), 4), torch.zeros(1, len(network.default_boxes), 4)
-    loss = multibox_loss(offsets, logits, network.default_boxes, nothing)
+    offsets, logits = torch.zeros(1, network.predictions, 4), torch.zeros(1, network.predictions, 4)
+    loss = multibox_loss(offsets, logits, network.boxes(), nothing)
     assert float(loss) == pytest.approx(MIN_NEGATIVES * np.log(4), rel=1e-5)
     logits[..., 0] = 5
-    assert float(multibox_loss(offsets, logits, network.default_boxes, nothing)) < float(loss) / 10
+    assert float(multibox_loss(offsets, logits, network.boxes(), nothing)) < float(loss) / 10
 
 
 def test_a_crowd_is_neither_object_nor_background(network: SSD) -> None:
@@ -100,7 +100,7 @@ def test_a_crowd_is_neither_object_nor_background(network: SSD) -> None:
     inside = default_corners(network)[assignment.ignored]
     assert len(inside) > 1000
     assert (inside[:, 0] < 0.5).all()
-    offsets, logits = torch.zeros(1, len(network.default_boxes), 4), torch.zeros(1, len(network.default_boxes), 4)
-    quiet = multibox_loss(offsets, logits, network.default_boxes, targets(assignment, network))
+    offsets, logits = torch.zeros(1, network.predictions, 4), torch.zeros(1, network.predictions, 4)
+    quiet = multibox_loss(offsets, logits, network.boxes(), targets(assignment, network))
     logits[:, torch.from_numpy(assignment.ignored), 1] = 50
-    assert float(multibox_loss(offsets, logits, network.default_boxes, targets(assignment, network))) == float(quiet)
+    assert float(multibox_loss(offsets, logits, network.boxes(), targets(assignment, network))) == float(quiet)
