@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench chaos fuzz recovery k8s image-test audit clean
+.PHONY: help setup demo test lint bench accuracy chaos fuzz recovery k8s image-test audit clean
 
 SECONDS ?= 600
 DOCUMENTS ?= 20000
@@ -31,7 +31,10 @@ lint: setup  ## ruff, strict mypy, and the layers (import-linter)
 	@.venv/bin/lint-imports
 
 bench: setup  ## run every script in benchmarks/
-	@for script in $(filter-out benchmarks/recovery.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+	@for script in $(filter-out benchmarks/recovery.py benchmarks/accuracy%,$(wildcard benchmarks/*.py)); do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+
+accuracy: setup  ## train and test on real data with default parameters, three seeds each (hours)
+	@.venv/bin/python benchmarks/accuracy.py
 
 # Not `make test` only longer: its last line is one JSON object, and nothing may print after it.
 chaos: setup  ## SECONDS=600 SEED=1 WORKERS=4: faults of workers and database, and what became of every task
