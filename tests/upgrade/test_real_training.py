@@ -1,4 +1,4 @@
-"""The real detector across versions: a snapshot, a message and a model of one are those of the other."""
+"""The real detector across versions: what 0.1.0 has begun goes on, and each tests the models of the other."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +37,10 @@ def squares(db: Db) -> None:
 def test_a_training_begun_by_one_version_is_finished_by_the_other(
     db: Db, serve_first: Serve, serve: Serve, squares: None, forwards: bool
 ) -> None:
-    """From its snapshot; and each tests the model that the other has registered."""
+    """From its snapshot, which 0.1.0 refuses of later ones; and each tests the model that the other has registered.
+
+    Begun anew it is as good: what 0.1.0 cannot know is which shapes the default boxes took from the data.
+    """
     begin, go_on = (serve_first, serve) if forwards else (serve, serve_first)
     first = begin(grace_seconds=60, **REAL)
     params = {"model_name": "squares", "model_scope": "SMALL", "device_type": "CPU", "batch_size": 2}
@@ -52,7 +55,8 @@ def test_a_training_begun_by_one_version_is_finished_by_the_other(
     second = go_on(grace_seconds=60, **REAL)
     trained = ended(db, 1, seconds=300)
     assert trained["status"] == "SUCCEEDED", second.log.read_text()
-    assert trained["result"]["resumed_from_iteration"] == half["snapshot"]["iteration"]
+    assert half["snapshot"]["iteration"] >= 4
+    assert trained["result"]["resumed_from_iteration"] == (half["snapshot"]["iteration"] if forwards else None)
     assert (trained["attempt"], trained["failures"], trained["result"]["iterations"]) == (2, 0, 12)
 
     test = {"task_type": "TEST", "dataset": "squares", "param_request": {"model_name": "squares", "device_type": "CPU"}}
