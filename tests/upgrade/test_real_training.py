@@ -57,7 +57,8 @@ def test_a_training_begun_by_one_version_is_finished_by_the_other(
     assert trained["status"] == "SUCCEEDED", second.log.read_text()
     assert half["snapshot"]["iteration"] >= 4
     assert trained["result"]["resumed_from_iteration"] == (half["snapshot"]["iteration"] if forwards else None)
-    assert (trained["attempt"], trained["failures"], trained["result"]["iterations"]) == (2, 0, 12)
+    assert (trained["attempt"], trained["failures"]) == ((2, 0) if forwards else (3, 1))
+    assert trained["result"]["iterations"] == 12
 
     test = {"task_type": "TEST", "dataset": "squares", "param_request": {"model_name": "squares", "device_type": "CPU"}}
     db.DL_TASK.insert_one({"task_id": 2, **test})
