@@ -35,9 +35,11 @@ from handlers.detection.training_data import TrainingData, load_data
 from schemas.params import ParamClass, check_params
 from schemas.result import SkippedImage
 
-#: At a snapshot, the validation images are measured if at least this many times their number was trained on since the
-#: last time, and always at the end. Measuring an image costs about a third of training on it, so that it takes about a
-#: sixth of the time at most. A rule of counts, not of seconds: a resumed run must measure at the same iterations.
+#: The validation images are measured so often in a training, evenly, and at snapshots, …
+_LOOKS = 10
+#: … if at least this many times their number was trained on since the last time; and always at the end. Measuring an
+#: image costs about a third of training on it, so that it takes about a sixth of the time at most. A rule of counts, not
+#: of seconds: a resumed run must measure at the same iterations.
 _TRAINED_PER_VALIDATED = 2
 #: Without validation images, so many of the training images are measured at the end.
 _MAX_MEASURED_TRAIN_IMAGES = 200
@@ -116,8 +118,9 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             state.unvalidated += batch_size
             at_end = iteration == params.max_num_iters
             at_interval = iteration % params.snap_shot_ivterval == 0
+            at_look = iteration % max(1, params.max_num_iters // _LOOKS) == 0
             enough = state.unvalidated >= _TRAINED_PER_VALIDATED * len(data.val)
-            if data.val and (at_end or (at_interval and enough)):
+            if data.val and (at_end or ((at_interval or at_look) and enough)):
                 state.unvalidated = 0
                 _validate(state, learner.average, data, store, pool, ranks, reporter)
             if at_interval or at_end or stop:

@@ -24,7 +24,7 @@ REQUEST = {
         "model_name": "cells",
         "dataset_expansion_lst": ["HOR_FLIPE", "VER_FLIPE"],
         "device_type": "CPU",
-        "max_num_iters": 300,
+        "max_num_iters": 200,
         "batch_size": 10,
         "snap_shot_ivterval": 100,
     },
@@ -39,7 +39,7 @@ def test_blood_cells(
     shared_datasets: Path,
     tmp_path: Path,
 ) -> None:
-    """300 iterations at the default rate, the worker killed after 100: one model, test mAP@.5 of at least 0.88."""
+    """200 iterations at the default rate, the worker killed after 100: one model, test mAP@.5 of at least 0.86."""
 
     def dltask(*arguments: str) -> None:
         subprocess.run([sys.executable, "-m", "service.cli", *arguments], env=dltask_env, check=True)
@@ -68,7 +68,7 @@ def test_blood_cells(
     test = ended(db, 2, seconds=300)
     assert test["status"] == "SUCCEEDED", test
     metrics = test["result"]["metrics"]
-    assert metrics["map_50"] >= 0.88, metrics
+    assert metrics["map_50"] >= 0.86, metrics
     assert {row["class_name"]: row["instances"] for row in metrics["per_class"]} == {
         "RBC": 805,
         "WBC": 71,

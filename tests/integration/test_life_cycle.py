@@ -747,7 +747,7 @@ def test_any_order_of_calls_keeps_the_life_cycle(mongo_uri: str, database_name: 
         run_state_machine_as_test(
             lambda: LifeCycle(portal, (first, second), client, tmp_path),
             settings=settings(
-                max_examples=EXAMPLES or 50,
+                max_examples=EXAMPLES or 30,
                 stateful_step_count=STEPS,
                 # The same examples each time, so that a change is blamed for what it breaks and for nothing else.
                 derandomize=not EXAMPLES,
