@@ -38,8 +38,8 @@ from schemas.result import SkippedImage
 #: The validation images are measured so often in a training, evenly, and at snapshots, …
 _LOOKS = 10
 #: … if at least this many times their number was trained on since the last time; and always at the end. Measuring an
-#: image costs about a third of training on it, so that it takes about a sixth of the time at most. A rule of counts, not
-#: of seconds: a resumed run must measure at the same iterations.
+#: image costs about a third of training on it, so that it takes about a sixth of the time at most. A rule of counts,
+#: not of seconds: a resumed run must measure at the same iterations.
 _TRAINED_PER_VALIDATED = 2
 #: Without validation images, so many of the training images are measured at the end.
 _MAX_MEASURED_TRAIN_IMAGES = 200
