@@ -28,6 +28,11 @@ _MAX_DECAY = 0.999
 MIN_IMAGES_FOR_STATISTICS = 4
 
 
+def one_cycle(optimizer: SGD, rate: float, peak: float, iterations: int) -> OneCycleLR:
+    """From `rate` up to `peak` times that in 30 % of `iterations`, and down to nearly nothing (Smith & Topin 2018)."""
+    return OneCycleLR(optimizer, rate * peak, iterations, div_factor=peak, cycle_momentum=False)
+
+
 class Learner:
     """The network with what changes it: optimiser, schedule, average."""
 
@@ -54,8 +59,7 @@ class Learner:
             "iterations and falls to nearly nothing (one cycle). What is kept is a running average of the weights"
             + (", and statistics of batch normalisation stayed as they were." if self._frozen_statistics else ".")
         )
-        # One cycle: Smith & Topin 2018.
-        self.schedule = OneCycleLR(self.optimizer, rate * peak, iterations, div_factor=peak, cycle_momentum=False)
+        self.schedule = one_cycle(self.optimizer, rate, peak, iterations)
 
     @property
     def rate(self) -> float:
