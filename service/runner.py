@@ -83,11 +83,13 @@ class Child:
         # Started from within some attempt, this task inherited what is bound there.
         structlog.contextvars.clear_contextvars()
         assert self._process.stderr is not None
-        async for raw in _lines(self._process.stderr):
-            line = raw[:2000].decode(errors="replace")
-            self.last_words = [*self.last_words[-19:], line]
-            self._log.info("child output", line=line)
-        self._stderr_done.set()
+        try:
+            async for raw in _lines(self._process.stderr):
+                line = raw[:2000].decode(errors="replace")
+                self.last_words = [*self.last_words[-19:], line]
+                self._log.info("child output", line=line)
+        finally:
+            self._stderr_done.set()
 
     async def wait(self) -> int:
         """The exit code, below zero for a signal, once all its output has been read."""
@@ -128,12 +130,18 @@ class Child:
             self.kill()
             with anyio.move_on_after(_KILL_SECONDS):
                 await self._process.wait()
-            # Else, when the worker ends at once, asyncio complains of a pipe that nobody closed. Not for long, since a
-            # grandchild may hold it open.
+            # asyncio closes a pipe at its end and no sooner, and with much unread in it does not look for the end. Not
+            # for long, since a grandchild may hold it open.
             with anyio.move_on_after(1):
                 await self._stderr_done.wait()
+                for output in (self._process.stdout, self._process.stderr):
+                    while output is not None:
+                        try:
+                            await output.receive()
+                        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
+                            break
             # Not `aclose()`, which would wait for the process without end.
-            for stream in (self._process.stdin, self._process.stdout):
+            for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
                 if stream is not None:
                     await stream.aclose()
 

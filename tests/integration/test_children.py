@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 
 from service.metrics import Metrics
 from service.runner import Children
@@ -18,6 +19,11 @@ def waiting() -> int:
     """How many such processes there are."""
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children_of(os.getpid())]
     return sum(command.endswith(b"waits\0") for command in commands)
+
+
+def open_files() -> set[str]:
+    """Their numbers, in this process."""
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
 async def test_attempts_that_begin_at_once_leave_one_warm_child() -> None:
@@ -45,3 +51,20 @@ async def test_a_warm_child_that_has_died_is_replaced() -> None:
         assert children._warm is not first
         assert children._warm.alive
         await children.close()
+
+
+#: More than asyncio reads ahead on either of its outputs, and then nothing.
+TALKS = (sys.executable, "-I", "-S", "-c", "import sys; sys.stdout.write('x' * 400_000); sys.stdin.read()", "waits")
+
+
+async def test_what_a_child_said_and_nobody_read_holds_no_pipe_open() -> None:
+    """A worker takes thousands of children: each open pipe would be a leak, and a complaint when it ends."""
+    async with anyio.create_task_group() as group:
+        children = Children(TALKS, dict(os.environ), group, metrics=Metrics())
+        before = open_files()
+        async with children.take():
+            # Until more has come than asyncio reads ahead.
+            await anyio.sleep(0.5)
+            assert open_files() != before
+        await anyio.lowlevel.checkpoint()
+        assert open_files() == before
