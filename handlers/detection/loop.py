@@ -45,6 +45,7 @@ class Learner:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self._device = network.device
+        self._ranks = ranks
         self._parallel = ranks.parallel(network)
         self._frozen_statistics = images < MIN_IMAGES_FOR_STATISTICS
         # A bias or a normalisation's scale has no reason to be small.
@@ -90,18 +91,26 @@ class Learner:
             raise SnapshotError(f"the snapshot does not fit the network: {str(error)[:200]}") from error
 
     def step(self, parts: Sequence[Batch], iteration: int) -> Tensor:
-        """One step of the optimiser; `iteration` counts from 1. Returns this rank's loss, a number, on the device."""
+        """One step of the optimiser; `iteration` counts from 1. Returns this rank's part of the loss, on the device.
+
+        The loss of a step is its mean over the predictions that answer for an object, in the images of all ranks: one
+        with few objects has no more say for that.
+        """
         self._parallel.train()
         if self._frozen_statistics:
             freeze_batch_norm(self._parallel)
         self.optimizer.zero_grad()
         whole = torch.zeros((), device=self._device)
-        images = sum(len(part.mongodb_ids) for part in parts)
+        answers, images = self._ranks.total(
+            sum(len(part.targets.rows) for part in parts), sum(len(part.mongodb_ids) for part in parts)
+        )
+        # Images without objects must not be divided by nothing. Times the ranks, over which gradients are averaged.
+        share = self._ranks.size / max(answers, images)
         for part in parts:
             batch = part.to(self._device)
             with autocast(self._device):
                 outputs = self._parallel(batch.images)
-            loss = self.network.loss(outputs, batch.targets) * (len(batch.mongodb_ids) / images)
+            loss = self.network.loss(outputs, batch.targets) * share
             torch.autograd.backward(loss)
             whole += loss.detach()
         clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT)

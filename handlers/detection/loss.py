@@ -15,7 +15,7 @@ MIN_NEGATIVES = 10
 
 
 def multibox_loss(offsets: Tensor, logits: Tensor, default_boxes: Tensor, targets: Targets) -> Tensor:
-    """SSD's loss of one batch (Liu et al. 2016, 2.2), a number.
+    """SSD's loss (Liu et al. 2016, 2.2) of one batch, summed.
 
     `offsets` [N, A, 4] and `logits` [N, A, 1 + classes] are the network's; `default_boxes` [A, 4]: centre and size. The
     worst background boxes are picked over the batch, not in each image, so that those of images without objects count.
@@ -32,7 +32,7 @@ def multibox_loss(offsets: Tensor, logits: Tensor, default_boxes: Tensor, target
     classification = wrong[rows].sum() + background.topk(negatives, sorted=False).values.sum()
     expected = encode(targets.corners, default_boxes[rows % count])
     localisation = F.smooth_l1_loss(offsets[rows], expected, reduction="sum")
-    return (classification + localisation) / max(len(rows), images)
+    return classification + localisation
 
 
 def focal_loss(logits: Tensor, targets: Targets) -> Tensor:

@@ -50,6 +50,15 @@ class Ranks:
         dist.all_reduce(told)
         return bool(told[0] > 0), float(told[1]) / self.size
 
+    def total(self, *numbers: int) -> list[int]:
+        """The sum of each of `numbers` over the ranks."""
+        if self.size == 1:
+            return list(numbers)
+        totals = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(totals)
+        found: list[int] = totals.tolist()
+        return found
+
     def gather(self, value: T) -> list[T]:
         """The `value` of every rank, in their order."""
         if self.size == 1:

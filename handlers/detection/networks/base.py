@@ -55,7 +55,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
-        """How wrong `outputs` are: a number, float32, the mean over the predictions that answer for an object."""
+        """How wrong `outputs` are: a number, float32, summed over the images. To be divided, see `Learner.step`."""
 
     @abstractmethod
     def detections(self, outputs: Outputs) -> tuple[Tensor, Tensor]:

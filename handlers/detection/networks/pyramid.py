@@ -94,7 +94,7 @@ class RetinaNet(_Pyramid):
         logits, offsets = outputs
         chosen = self.boxes()[targets.rows % self.predictions]
         found = decode(offsets.flatten(0, 1)[targets.rows].float(), chosen, self._WEIGHTS)
-        return (focal_loss(logits, targets) + box_loss(found, targets)) / max(len(targets.rows), 1)
+        return focal_loss(logits, targets) + box_loss(found, targets)
 
     def detections(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """The default boxes as they are moved; each class's score is for itself."""
@@ -144,7 +144,7 @@ class FCOS(_Pyramid):
         centred = nn.functional.binary_cross_entropy_with_logits(
             centredness.flatten(0, 1)[rows, 0].float(), wanted, reduction="sum"
         )
-        return (focal_loss(logits, targets) + box_loss(found, targets) + centred) / max(len(rows), 1)
+        return focal_loss(logits, targets) + box_loss(found, targets) + centred
 
     def detections(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """A score is the geometric mean of class and centredness, as torchvision has it."""

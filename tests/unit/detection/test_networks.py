@@ -100,7 +100,7 @@ def test_it_learns(name: str) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
     for _ in range(30):
         optimizer.zero_grad()
-        loss = network.loss(network(images), targets)
+        loss = network.loss(network(images), targets) / len(targets.rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 10)
         optimizer.step()
@@ -166,7 +166,7 @@ def test_retinanet_loss_is_focal_and_giou(retinanet: RetinaNet) -> None:
     corners = torch.from_numpy(retinanet.assigner().corners)[targets.rows]
     found = coder.decode_single(offsets[0][targets.rows], corners)
     giou = generalized_box_iou_loss(found, targets.corners, reduction="sum", eps=1e-12)
-    assert float(ours) == pytest.approx(float((focal + giou) / len(targets.rows)), rel=1e-4)
+    assert float(ours) == pytest.approx(float(focal + giou), rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -190,7 +190,7 @@ def test_fcos_loss_is_that_of_torchvision(fcos: FCOS, seed: int) -> None:
         [matched],
     )
     ours = fcos.loss((logits, ways, centred), targets)
-    assert float(ours) == pytest.approx(float(sum(theirs.values())), rel=1e-3)
+    assert float(ours) / len(targets.rows) == pytest.approx(float(sum(theirs.values())), rel=1e-3)
 
 
 def test_every_object_has_a_point(fcos: FCOS) -> None:
@@ -236,7 +236,7 @@ def test_an_image_without_objects_teaches_background(name: str) -> None:
     network = build(name, SIDE)
     targets = collate([network.assigner()(make_boxes([]))] * 4, network.predictions)
     loss = network.loss(network(torch.zeros(4, SIDE, SIDE, 3, dtype=torch.uint8)), targets)
-    assert 0 < loss.item() < 1000
+    assert 0 < loss.item() < 4000
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
