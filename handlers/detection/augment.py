@@ -1,4 +1,4 @@
-"""Data expansion: an image with its boxes, changed at random by the operations that a task names.
+"""An image with its boxes, changed at random: a little always, and by the operations that a task names.
 
 The operations are in `geometric.py` and `photometric.py`. All of it follows from the image, the operations and the
 random state; nothing is written into the image that comes in, which other threads read too.
@@ -11,12 +11,20 @@ from numpy.random import Generator
 
 from handlers.detection.boxes import Boxes, Image
 from handlers.detection.data import fit
-from handlers.detection.geometric import GEOMETRIC
-from handlers.detection.photometric import PHOTOMETRIC
+from handlers.detection.geometric import GEOMETRIC, reframe
+from handlers.detection.photometric import PHOTOMETRIC, relight
 from schemas.enums import ExpansionDataClass
 
 #: Of each operation that is named, by itself, for each image.
 PROBABILITY = 0.5
+
+
+def vary(
+    image: Image, boxes: Boxes, operations: Sequence[ExpansionDataClass], random: Generator, size: int
+) -> tuple[Image, Boxes]:
+    """A training image as the network sees it this time, `size` x `size`: framed and lit anew, and expanded."""
+    image, boxes = expand(*reframe(image, boxes, random), operations, random, size)
+    return relight(image, random), boxes
 
 
 def expand(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from handlers.detection.augment import expand
+from handlers.detection.augment import vary
 from handlers.detection.boxes import Boxes, Image
 from handlers.detection.data import ImageError, Sample, read_sample, shrink
 from handlers.detection.errors import DataError
@@ -175,7 +175,7 @@ class Batches:
         plan = self._plan
         sample, image, boxes = self._sample_at((iteration - 1) * plan.batch_size + k)
         random = np.random.default_rng([plan.seed, iteration, k])
-        image, boxes = expand(image, boxes, plan.operations, random, plan.input_size)
+        image, boxes = vary(image, boxes, plan.operations, random, plan.input_size)
         fractions = boxes.moved(boxes.xyxy / np.float32(plan.input_size))
         return sample.mongodb_id, image, self._assign(fractions)
 

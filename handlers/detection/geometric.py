@@ -157,6 +157,22 @@ def _scale(image: Image, boxes: Boxes, random: Generator) -> tuple[Image, Boxes]
     return _window(image, boxes, (width - w) / 2, (height - h) / 2, w, h) or (image, boxes)
 
 
+def reframe(image: Image, boxes: Boxes, random: Generator) -> tuple[Image, Boxes]:
+    """As if the camera had stood nearer, farther or aside: a window of 0.6 … 1.4 of each side, its form up to a third
+    wider or higher, anywhere in the image (or the image anywhere in it).
+
+    No operation that a task names: every training image goes through it. A detector that has seen its objects in one
+    size and place only learns these by heart. Ranges as in YOLOv5 (Jocher 2020: 0.5 … 1.5), less wide, since there is
+    no second image to fill what is uncovered.
+    """
+    height, width = image.shape[:2]
+    zoom = math.exp(random.uniform(math.log(0.6), math.log(1.4)))
+    form = math.exp(random.uniform(-0.15, 0.15))
+    w, h = width * zoom * form, height * zoom / form
+    left, top = random.uniform(0, 1) * (width - w), random.uniform(0, 1) * (height - h)
+    return _window(image, boxes, left, top, w, h) or (image, boxes)
+
+
 #: In the order in which they are applied. ROTATE_SMALL is before those that may cut its filled corners off again.
 GEOMETRIC: dict[ExpansionDataClass, Geometric] = {
     ExpansionDataClass.HOR_FLIPE: _mirror,

@@ -5,17 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from handlers.detection.coding import encode
+from handlers.detection.coding import decode, encode
 from handlers.detection.targets import Targets
 
 #: Background boxes that count, the worst first, for each that answers for an object (SSD: 3) …
 NEGATIVES = 3
 #: … and at least so many for each image, so that images without objects teach something too.
 MIN_NEGATIVES = 10
+#: The share of the generalised IoU loss beside SSD's own loss of boxes, which is larger for large errors and nearly
+#: nothing for those that tell a good box from a very good one.
+GIOU_WEIGHT = 2.0
 
 
 def multibox_loss(offsets: Tensor, logits: Tensor, default_boxes: Tensor, targets: Targets) -> Tensor:
-    """SSD's loss (Liu et al. 2016, 2.2) of one batch, summed.
+    """SSD's loss (Liu et al. 2016, 2.2) of one batch, with the generalised IoU loss of its boxes, summed.
 
     `offsets` [N, A, 4] and `logits` [N, A, 1 + classes] are the network's; `default_boxes` [A, 4]: centre and size. The
     worst background boxes are picked over the batch, not in each image, so that those of images without objects count.
@@ -32,6 +35,7 @@ def multibox_loss(offsets: Tensor, logits: Tensor, default_boxes: Tensor, target
     classification = wrong[rows].sum() + background.topk(negatives, sorted=False).values.sum()
     expected = encode(targets.corners, default_boxes[rows % count])
     localisation = F.smooth_l1_loss(offsets[rows], expected, reduction="sum")
+    localisation += GIOU_WEIGHT * box_loss(decode(offsets[rows], default_boxes[rows % count]), targets)
     return classification + localisation
 
 

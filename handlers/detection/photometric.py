@@ -109,6 +109,17 @@ def _jpeg(image: Image, random: Generator) -> Image:
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
 
 
+def relight(image: Image, random: Generator) -> Image:
+    """As if light and camera had been a little different: brightness and contrast by a fifth at most, colour by 30 %.
+
+    No operation that a task names: every training image goes through it. A grey image stays grey.
+    """
+    mean = image.mean()
+    brightness, contrast, colour = random.uniform(0.8, 1.2), random.uniform(0.8, 1.2), random.uniform(0.7, 1.3)
+    image = _looked_up(image, brightness * (mean + (np.arange(256) - mean) * contrast))
+    return np.asarray(cv2.addWeighted(image, colour, _greyscale(image, random), 1 - colour, 0), np.uint8)
+
+
 #: In the order in which they are applied, which is that of a camera: light, colour, lens, sensor, file.
 PHOTOMETRIC: dict[ExpansionDataClass, Photometric] = {
     ExpansionDataClass.BRIGHTNESS: _brightness,

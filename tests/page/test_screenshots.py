@@ -20,6 +20,11 @@ Db = Database[dict[str, Any]]
 FOLDER = os.environ.get("DLTASK_SCREENSHOTS")
 REAL_CHILD = f"{sys.executable} -m handlers.detection"
 MOST_BYTES = 300_000
+#: Whether every picture of a task's report is there; the page loads those far down only when asked to.
+SEEN = """() => [...document.querySelectorAll(".pictures img")].every(image => {
+    image.loading = "eager";
+    return image.complete && image.naturalWidth > 0;
+})"""
 
 
 def train(number: int, iterations: int, **params: Any) -> dict[str, Any]:
@@ -60,10 +65,8 @@ def take_all(site: str, look: Callable[..., Looker], *, ended_task: int, running
         take(page, f"queue-{scheme}")
         page.goto(f"{site}/tasks/{ended_task}")
         expect(page.locator("#live")).to_have_text("Live")
-        for picture in page.locator(".pictures img").all():
-            picture.scroll_into_view_if_needed()
-            picture.evaluate("async (image) => { await image.decode() }")
-        page.evaluate("scrollTo(0, 0)")
+        # Not one by one: a page that comes to life may put others in their place meanwhile.
+        page.wait_for_function(SEEN)
         # The curves and classes large enough to be read; then all of it.
         take(page, f"task-{scheme}", whole=False)
         if scheme == "light":

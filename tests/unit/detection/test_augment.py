@@ -7,8 +7,8 @@ import pytest
 
 from handlers.detection.augment import expand
 from handlers.detection.boxes import Boxes, make_boxes
-from handlers.detection.geometric import GEOMETRIC, MIN_VISIBLE
-from handlers.detection.photometric import PHOTOMETRIC
+from handlers.detection.geometric import GEOMETRIC, MIN_VISIBLE, Geometric, reframe
+from handlers.detection.photometric import PHOTOMETRIC, relight
 from schemas.enums import ExpansionDataClass
 
 WIDTH, HEIGHT = 97, 61
@@ -32,13 +32,19 @@ def painted(image: np.ndarray, class_id: int) -> tuple[int, int, int, int] | Non
 
 
 @pytest.mark.parametrize(
-    "operation", sorted(set(GEOMETRIC) - {ExpansionDataClass.ROTATE_SMALL}), ids=lambda operation: operation.name
+    "move",
+    [pytest.param(reframe, id="reframe")]
+    + [
+        pytest.param(move, id=operation.name)
+        for operation, move in GEOMETRIC.items()
+        if operation != ExpansionDataClass.ROTATE_SMALL
+    ],
 )
-def test_boxes_move_exactly_with_the_pixels(operation: ExpansionDataClass) -> None:
+def test_boxes_move_exactly_with_the_pixels(move: Geometric) -> None:
     """After each operation on whole pixels a box has the very corners of what is painted; none is lost or invented."""
     for seed in range(50):
         image, boxes = picture()
-        changed, moved = GEOMETRIC[operation](image, boxes, np.random.default_rng(seed))
+        changed, moved = move(image, boxes, np.random.default_rng(seed))
         seen = dict(zip(moved.class_ids.tolist(), moved.xyxy.tolist(), strict=True))
         for class_id, (_, _, w, h) in enumerate(OBJECTS, 1):
             corners = painted(changed, class_id)
@@ -131,3 +137,28 @@ def test_images_without_boxes_are_expanded_too() -> None:
         changed, boxes = expand(image, make_boxes([]), list(ExpansionDataClass), np.random.default_rng(seed), 64)
         assert changed.shape == (64, 64, 3)
         assert len(boxes) == 0
+
+
+def test_every_training_image_is_framed_anew() -> None:
+    """From six tenths of each side to four tenths more; something of what there was is always seen."""
+    shares = []
+    for seed in range(200):
+        image, boxes = picture()
+        framed, seen = reframe(image, boxes, np.random.default_rng(seed))
+        shares.append(framed.shape[1] / WIDTH)
+        assert len(seen) > 0
+    assert 0.5 < min(shares) < 0.65
+    assert 1.35 < max(shares) < 1.65
+
+
+def test_every_training_image_is_lit_anew() -> None:
+    """Brighter or darker by a third at most, with more or less colour; a grey one stays grey, a black one black."""
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    means = [relight(image, np.random.default_rng(seed)).mean() for seed in range(100)]
+    assert 0.75 * image.mean() < min(means) < 0.9 * image.mean()
+    assert 1.1 * image.mean() < max(means) < 1.25 * image.mean()
+    grey = np.repeat(image[..., :1], 3, axis=2)
+    lit = relight(grey, np.random.default_rng(0))
+    assert (lit == lit[..., :1]).all()
+    assert (lit != grey).any()
+    assert not relight(np.zeros_like(image), np.random.default_rng(0)).any()

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torchvision.models.detection._utils import BoxCoder, SSDMatcher
 from torchvision.models.detection.ssd import SSD as TorchvisionSSD
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert, box_iou, generalized_box_iou_loss
 
 from handlers.detection.boxes import make_boxes
 from handlers.detection.coding import decode, encode
-from handlers.detection.loss import MIN_NEGATIVES, multibox_loss
+from handlers.detection.loss import GIOU_WEIGHT, MIN_NEGATIVES, multibox_loss
 from handlers.detection.networks.ssd import MATCH_IOU, SSD, mobilenet_v2_ssd
 from handlers.detection.targets import Assignment, Overlap, Targets, collate
 
@@ -54,7 +54,9 @@ def test_assignment_is_that_of_torchvision(network: SSD, seed: int, count: int) 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_loss_is_that_of_torchvision(network: SSD, seed: int) -> None:
-    """For one image, where mining over the batch is mining in the image, the number is SSD.compute_loss's."""
+    """For one image, where mining over the batch is mining in the image, the number is SSD.compute_loss's, and to that
+    torchvision's generalised IoU loss of the same boxes.
+    """
     boxes = make_boxes(objects(seed))
     corners = default_corners(network)
     torch.manual_seed(seed)
@@ -70,7 +72,11 @@ def test_loss_is_that_of_torchvision(network: SSD, seed: int) -> None:
         [torch.from_numpy(corners)],
         [matches],
     )
-    assert float(ours) / int((matches >= 0).sum()) == pytest.approx(float(sum(theirs.values())), rel=1e-4)
+    found = BoxCoder((10.0, 10.0, 5.0, 5.0)).decode_single(offsets[0], torch.from_numpy(corners))[matches >= 0]
+    matched = torch.from_numpy(boxes.xyxy)[matches[matches >= 0]]
+    giou = generalized_box_iou_loss(found, matched, reduction="mean", eps=1e-12)
+    expected = float(sum(theirs.values())) + GIOU_WEIGHT * float(giou)
+    assert float(ours) / len(matched) == pytest.approx(expected, rel=1e-4)
 
 
 def test_decoding_undoes_encoding(network: SSD) -> None:
