@@ -7,7 +7,7 @@ device memory back. It leads a process group, so that the ranks that it starts g
 import os
 import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -135,11 +135,10 @@ class Child:
             with anyio.move_on_after(1):
                 await self._stderr_done.wait()
                 for output in (self._process.stdout, self._process.stderr):
-                    while output is not None:
-                        try:
-                            await output.receive()
-                        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
-                            break
+                    if output is not None:
+                        with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
+                            async for _ in output:
+                                pass
             # Not `aclose()`, which would wait for the process without end.
             for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
                 if stream is not None:

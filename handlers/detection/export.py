@@ -57,7 +57,7 @@ def export(network: Network, class_names: tuple[str, ...], path: Path) -> None:
     detector = Detector(copy.deepcopy(network).cpu()).eval()
     fold_batch_norm(detector)
     size = network.input_size
-    # Traced with one image, and the number freed afterwards: torch takes four times as long over a free one.
+    # Traced with one image, and the number freed afterwards: torch takes several times as long over a free one.
     program = torch.onnx.export(
         detector,
         (torch.zeros(1, size, size, 3, dtype=torch.uint8),),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from handlers.detection.boxes import Floats
+from handlers.detection.boxes import Floats, overlaps
 from handlers.detection.targets import Overlap
 
 #: Objects of a level, for each of its shapes, below which it keeps the shapes that it was built with.
@@ -46,7 +46,7 @@ class DefaultBoxes(nn.Module):
         self.register_buffer("centres", torch.cat(centres), persistent=False)
         self.register_buffer("shape_of", torch.cat(shape_of), persistent=False)
         # What release 0.1.0 wrote has no shapes: it knew only those that a network is built with.
-        self.register_load_state_dict_pre_hook(_keep_own_shapes)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_keep_own_shapes)  # type: ignore[no-untyped-call]  # torch's own gap
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -69,9 +69,9 @@ class DefaultBoxes(nn.Module):
         """
         sizes = sizes[:: -(-len(sizes) // _MOST_OBJECTS) or 1]
         shapes = self.shapes.cpu().numpy().copy()
-        overlap = np.minimum(sizes[:, None], shapes[None]).prod(axis=2)
-        alike = overlap / (sizes.prod(axis=1)[:, None] + shapes.prod(axis=1)[None] - overlap)
-        nearest = alike.argmax(axis=1) if len(sizes) else np.empty(0, np.int64)
+        # As if all had one corner in common.
+        corners, own = (np.pad(one, ((0, 0), (2, 0))) for one in (sizes, shapes))
+        nearest = overlaps(corners, own).argmax(axis=1)
         for end, count in zip(accumulate(self._counts), self._counts, strict=True):
             of_level = sizes[(nearest >= end - count) & (nearest < end)]
             if len(of_level) >= _ENOUGH * count:

@@ -50,12 +50,6 @@ class _Pyramid(Network):
         return tuple(outputs.values())
 
 
-def _grid(rows: int, columns: int) -> Tensor:
-    """Centre and size of the cells of a grid over the image, row by row."""
-    y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
-    return torch.stack([x, y, torch.full_like(x, 1 / columns), torch.full_like(y, 1 / rows)], dim=-1).reshape(-1, 4)
-
-
 class RetinaNet(_Pyramid):
     """RetinaNet (Lin et al. 2017), as torchvision's version 2: group normalisation in the heads, generalised IoU loss.
 
@@ -117,7 +111,8 @@ class FCOS(_Pyramid):
         nn.init.constant_(head.regression_head.bbox_reg.bias, _FIRST_WAY)
         super().__init__(size, backbone, head)
         #: [A, 4]: centre and size of the cells of all levels, fractions of the image, in the order of the head.
-        self.register_buffer("cells", torch.cat([_grid(*grid) for grid in self.grids]), persistent=False)
+        cells = DefaultBoxes(self.grids, [torch.tensor([[1 / columns, 1 / rows]]) for rows, columns in self.grids])
+        self.register_buffer("cells", cells(), persistent=False)
 
     @property
     def predictions(self) -> int:
