@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from pymongo import MongoClient
 from pymongo.database import Database
 
@@ -25,6 +25,10 @@ _ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+
+#: For what a page is to do or to show, on a machine that has other things to do.
+_PATIENCE_MS = 30_000
+expect.set_options(timeout=_PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def look(browser: Browser) -> Iterator[Callable[..., Looker]]:
         contexts.append(context)
         looker = Looker(context.new_page())
         lookers.append(looker)
-        looker.page.set_default_timeout(30_000)
+        looker.page.set_default_timeout(_PATIENCE_MS)
         looker.page.on("dialog", lambda dialog: (looker.trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         looker.page.on("pageerror", lambda error: looker.trouble.append(f"error: {error}"))
         looker.page.on("console", lambda message: looker.trouble.append(f"console: {message.text}"))
