@@ -17,6 +17,8 @@ from schemas.enums import ExpansionDataClass
 
 #: Of each operation that is named, by itself, for each image.
 PROBABILITY = 0.5
+#: What every image goes through, for the card of the model.
+ALWAYS = "Every training image is framed and lit anew each time it is seen."
 
 
 def vary(

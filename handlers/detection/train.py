@@ -8,19 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from handlers.detection.augment import ALWAYS
 from handlers.detection.batch_norm import calibrate_batch_norm
 from handlers.detection.batches import Batches, BatchPlan, ImageStore
 from handlers.detection.card import training_facts
-from handlers.detection.data import (
-    Sample,
-    fit,
-)
+from handlers.detection.data import Sample, fit, read_message
 from handlers.detection.devices import IMAGE_STORE_BYTES, check_memory, open_device, reader_threads
 from handlers.detection.errors import StoppedEarly
 from handlers.detection.evaluate import average_precision, measurable
 from handlers.detection.export import add_facts, check_export, export
 from handlers.detection.fine_tune import Build, begin_with, write_weights
 from handlers.detection.html_report import Notes, html_report
+from handlers.detection.input_size import suited_size
 from handlers.detection.job import Event, Job, Note, Snapshot, Started, Trained
 from handlers.detection.loop import MIN_IMAGES_FOR_STATISTICS, Learner, iterate
 from handlers.detection.measure import find, torch_detect
@@ -63,12 +62,16 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
     emit = notes = Notes(emit)
     params = check_params(job.params)
     recipe = NETWORKS[params.net_model]
-    input_size = recipe.input_sizes[params.model_scope]
+    message = read_message(job.message)
+    named_size = recipe.input_sizes[params.model_scope]
+    input_size = suited_size(named_size, message)
+    if input_size > named_size:
+        emit(Note(message=f"the input is {input_size} pixels instead of {named_size}: some class's objects are small"))
     device = open_device(job.devices[ranks.rank])
     store = ImageStore(input_size, IMAGE_STORE_BYTES // ranks.size)
     with ThreadPoolExecutor(reader_threads(ranks.size), "reader") as pool:
         # --- data: every image is read once, so that the unreadable are known before the first iteration
-        data = load_data(job, store, pool, ranks)
+        data = load_data(job, message, store, pool, ranks)
         if not data.val:
             emit(Note(message="no validation images: the last averaged weights are kept, measured on training images"))
         batch_size = _batch_size(params, ranks, emit)
@@ -169,7 +172,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             leaks=data.leaks(emit),
             images=data.used(),
             reports={curve.name: curve, **pictures},
-            card=training_facts(job, data, batch_size, learner.recipe),
+            card=training_facts(job, data, batch_size, f"{learner.recipe} {ALWAYS}"),
         )
         report = html_report(job, data.message, trained, notes.texts)
         return trained.model_copy(update={"reports": {report.name: report, **trained.reports}})

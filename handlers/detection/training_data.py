@@ -8,7 +8,7 @@ import numpy as np
 
 from handlers.detection.batches import ImageStore
 from handlers.detection.boxes import Floats
-from handlers.detection.data import Sample, image_paths, images_used, load_samples, read_message, separate_validation
+from handlers.detection.data import Sample, image_paths, images_used, load_samples, separate_validation
 from handlers.detection.errors import DataError
 from handlers.detection.evaluate import measurable
 from handlers.detection.fingerprints import Fingerprints, collected
@@ -51,12 +51,13 @@ class TrainingData:
         return images_used(sum(sample.mongodb_id not in lost for sample in self.train + self.val), self.skipped)
 
 
-def load_data(job: Job, store: ImageStore, pool: ThreadPoolExecutor, ranks: Ranks) -> TrainingData:
-    """Read the message, and every image that it wants trained or validated on; each rank reads its part.
+def load_data(
+    job: Job, message: RequestMessage, store: ImageStore, pool: ThreadPoolExecutor, ranks: Ranks
+) -> TrainingData:
+    """Read every image that the `message` of a job wants trained or validated on; each rank reads its part.
 
     Raises DataError if not one image with a labelled object is left to train on.
     """
-    message = read_message(job.message)
     samples, skipped = load_samples(message, image_paths(job.images), ("train", "val"))
     if message.image_info and all(image.split == "test" for image in message.image_info):
         raise DataError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import cv2
 import numpy as np
@@ -45,8 +44,6 @@ class DefaultBoxes(nn.Module):
             first += count
         self.register_buffer("centres", torch.cat(centres), persistent=False)
         self.register_buffer("shape_of", torch.cat(shape_of), persistent=False)
-        # What release 0.1.0 wrote has no shapes: it knew only those that a network is built with.
-        self.register_load_state_dict_pre_hook(_keep_own_shapes)  # type: ignore[no-untyped-call]  # torch's own gap
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -81,10 +78,6 @@ class DefaultBoxes(nn.Module):
 
 def _middles(cells: int) -> Tensor:
     return (torch.arange(cells) + 0.5) / cells
-
-
-def _keep_own_shapes(boxes: DefaultBoxes, state: dict[str, Any], prefix: str, *_: object) -> None:
-    state.setdefault(f"{prefix}shapes", boxes.shapes)
 
 
 def _centres(sizes: Floats, count: int) -> Floats:

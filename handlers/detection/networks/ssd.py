@@ -32,16 +32,57 @@ MATCH_IOU = 0.5
 _SCALES = [0.06, 0.12, 0.24, 0.4, 0.58, 0.76, 0.9, 1.0]
 
 
+class TopDown(nn.Module):
+    """A feature pyramid (FPN, Lin et al. 2017) of the first levels: each also learns what the coarser ones see.
+
+    Without it the finest level, on which small objects are found, knows only what a few early layers make of the image,
+    which tells objects from background but not one kind from another. Its convolutions are depthwise, as the heads.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        """`channels` of the levels that take part, the finest first. They come out with `WIDTH` each."""
+        super().__init__()
+        self.inward = nn.ModuleList(
+            Conv2dNormActivation(before, self.WIDTH, kernel_size=1, activation_layer=None) for before in channels
+        )
+        self.outward = nn.ModuleList(
+            nn.Sequential(
+                Conv2dNormActivation(self.WIDTH, self.WIDTH, groups=self.WIDTH, activation_layer=nn.ReLU6),
+                Conv2dNormActivation(self.WIDTH, self.WIDTH, kernel_size=1, activation_layer=nn.ReLU6),
+            )
+            for _ in channels
+        )
+
+    WIDTH = 128
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """All `maps`, the finest first; those beyond the pyramid as they are."""
+        count = len(self.inward)
+        own = [inward(one) for inward, one in zip(self.inward, maps, strict=False)]
+        for finer in reversed(range(count - 1)):
+            own[finer] = own[finer] + nn.functional.interpolate(own[finer + 1], size=own[finer].shape[-2:])
+        return [outward(one) for outward, one in zip(self.outward, own, strict=True)] + maps[count:]
+
+
 class SSD(Network):
     """Levels, each from the one before it, and a head on all of them."""
 
-    def __init__(self, levels: Sequence[nn.Module], head: nn.Module, boxes: DefaultBoxGenerator, size: int) -> None:
+    def __init__(
+        self,
+        levels: Sequence[nn.Module],
+        head: nn.Module,
+        boxes: DefaultBoxGenerator,
+        size: int,
+        neck: TopDown | None = None,
+    ) -> None:
         """`head`: as torchvision's SSDHead, with 1 + classes outputs, the first for background.
 
-        `boxes`: the shapes of the default boxes, until `fit_boxes` is told of better ones.
+        `boxes`: the shapes of the default boxes, until `fit_boxes` is told of better ones. `neck`: between levels and
+        head.
         """
         super().__init__(size)
         self.levels = nn.ModuleList(levels)
+        self.neck = neck
         self.head = head
         with torch.no_grad():
             blank = torch.zeros(1, 3, size, size)
@@ -74,7 +115,7 @@ class SSD(Network):
         for level in self.levels:
             x = level(x)
             maps.append(x)
-        return maps
+        return self.neck(maps) if self.neck else maps
 
     def forward(self, images: Tensor) -> Outputs:
         """(offsets [N, A, 4], logits [N, A, 1 + classes]; 0 is background) of `images` uint8 [N, S, S, 3]."""
@@ -142,8 +183,11 @@ def _lite(levels: list[nn.Sequential], channels: list[int], classes: int, size: 
     for block in extra:
         _normal_init(block)
     boxes = DefaultBoxGenerator([[2, 3]] * 7, scales=_SCALES)
-    head = SSDLiteHead([*channels, *more], boxes.num_anchors_per_location(), classes + 1, nn.BatchNorm2d)
-    return SSD([*levels, *extra], head, boxes, size)
+    neck = TopDown(channels)
+    head = SSDLiteHead(
+        [neck.WIDTH] * len(channels) + more, boxes.num_anchors_per_location(), classes + 1, nn.BatchNorm2d
+    )
+    return SSD([*levels, *extra], head, boxes, size, neck)
 
 
 def vgg16_ssd(classes: int, size: int, backbone: Backbone = None) -> SSD:

@@ -10,6 +10,7 @@ from drawn import CLASSES, draw, make_job
 
 from handlers.detection.batches import ImageStore
 from handlers.detection.card import training_facts
+from handlers.detection.data import read_message
 from handlers.detection.ranks import Ranks
 from handlers.detection.training_data import load_data
 
@@ -19,7 +20,7 @@ def test_the_facts_are_those_of_the_images_that_could_be_used(tmp_path: Path) ->
     job = make_job(tmp_path, 12, seed=5)
     (tmp_path / "images" / "1.png").write_bytes(b"")
     with ThreadPoolExecutor(2) as pool:
-        data = load_data(job, ImageStore(224, 1 << 26), pool, Ranks())
+        data = load_data(job, read_message(job.message), ImageStore(224, 1 << 26), pool, Ranks())
     facts = training_facts(job, data, 3, "in words")
     used = [number for number in range(2, 13) if number % 4]
     boxes = Counter(class_id for number in used for class_id, _ in draw(number)[1])
