@@ -3,6 +3,7 @@
 from collections import defaultdict
 from statistics import median
 
+from schemas.enums import ModelScopeClass
 from schemas.message import RequestMessage
 
 #: Side in pixels of the input that objects should have, each class's by its median: COCO's border between small and
@@ -16,13 +17,17 @@ _STEP = 32
 _FEWEST = 10
 
 
-def suited_size(named: int, message: RequestMessage) -> int:
-    """The side of the input for a training on `message`, in pixels; `named` is the scope's.
+def suited_size(named: int, scope: ModelScopeClass, message: RequestMessage) -> int:
+    """The side of the input for a training on `message`, in pixels; `named` is what the network has for `scope`.
+
+    Who asks for SMALL wants speed before all, and gets what is named.
 
     As large as the class with the smallest objects asks for, but no larger than the images are, where no more is to be
     seen. It follows from the labels alone, not from which images can be read, so that an attempt that resumes has what
     the one before it had. Images of unknown size and crowds do not count.
     """
+    if scope is ModelScopeClass.SMALL:
+        return named
     images = {image.id: image for image in message.image_info if image.split != "test" and image.width and image.height}
     sides: defaultdict[int, list[float]] = defaultdict(list)
     for instance in message.instance_info:

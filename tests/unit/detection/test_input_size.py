@@ -6,6 +6,7 @@ import pytest
 from drawn import message
 
 from handlers.detection.input_size import suited_size
+from schemas.enums import ModelScopeClass
 from schemas.message import RequestMessage
 
 NAMED = 320
@@ -18,6 +19,10 @@ def _message(*sides: float, image: int = 640, split: str = "train", **changes: A
     for instance in document["instance_info"]:
         instance.update(changes)
     return RequestMessage.model_validate(document)
+
+
+def size_of(message: RequestMessage, scope: ModelScopeClass = ModelScopeClass.NORMAL) -> int:
+    return suited_size(NAMED, scope, message)
 
 
 @pytest.mark.parametrize(
@@ -34,27 +39,33 @@ def _message(*sides: float, image: int = 640, split: str = "train", **changes: A
 )
 def test_small_objects_get_a_larger_input(sides: tuple[float, ...], size: int) -> None:
     """Such that they are 32 pixels of it."""
-    assert suited_size(NAMED, _message(*sides)) == size
+    assert size_of(_message(*sides)) == size
 
 
 def test_no_more_than_the_images_have() -> None:
     """Enlarging shows nothing new."""
-    assert suited_size(NAMED, _message(4.0, image=400)) == 416
-    assert suited_size(NAMED, _message(4.0, image=100)) == NAMED
+    assert size_of(_message(4.0, image=400)) == 416
+    assert size_of(_message(4.0, image=100)) == NAMED
 
 
 def test_what_tells_nothing_does_not_count() -> None:
     """Crowds, images to test on, images of unknown size, fewer than ten objects, and no object at all."""
-    assert suited_size(NAMED, _message(4.0, iscrowd=1)) == NAMED
-    assert suited_size(NAMED, _message(4.0, split="test")) == NAMED
+    assert size_of(_message(4.0, iscrowd=1)) == NAMED
+    assert size_of(_message(4.0, split="test")) == NAMED
     unknown = _message(4.0)
     image = unknown.image_info[0].model_copy(update={"width": 0, "height": 0})
-    assert suited_size(NAMED, unknown.model_copy(update={"image_info": (image,)})) == NAMED
-    assert suited_size(NAMED, unknown.model_copy(update={"instance_info": unknown.instance_info[:9]})) == NAMED
-    assert suited_size(NAMED, unknown.model_copy(update={"instance_info": ()})) == NAMED
+    assert size_of(unknown.model_copy(update={"image_info": (image,)})) == NAMED
+    assert size_of(unknown.model_copy(update={"instance_info": unknown.instance_info[:9]})) == NAMED
+    assert size_of(unknown.model_copy(update={"instance_info": ()})) == NAMED
 
 
 def test_a_box_counts_as_far_as_it_is_in_the_image() -> None:
     """Labels may say anything."""
-    assert suited_size(NAMED, _message(1e9)) == NAMED
-    assert suited_size(NAMED, _message(1e-9)) == 640
+    assert size_of(_message(1e9)) == NAMED
+    assert size_of(_message(1e-9)) == 640
+
+
+def test_who_wants_it_small_gets_it_small() -> None:
+    """Speed before all."""
+    assert size_of(_message(4.0), ModelScopeClass.SMALL) == NAMED
+    assert size_of(_message(4.0), ModelScopeClass.LARGE) == 2 * NAMED
