@@ -8,6 +8,7 @@ from pymongo.errors import OperationFailure
 
 from handlers.errors import StartupError
 from handlers.store.database import Database, brief
+from schemas.version import SCHEMA_VERSION
 
 _DUPLICATE_KEY = 11000
 _UNAUTHORIZED = 13
@@ -29,6 +30,19 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
             # Not of documents as clients write them, nor of rejected ones: MongoDB refuses to index two lists of one
             # document, and a client would get a driver's error instead of a code.
             partialFilterExpression={"error_code": 0},
+        ),
+        # The two that follow hold next to nothing. Without them each sweep of each worker would fetch all waiting tasks
+        # to see whether a cancel is requested (a million: half a minute), and each start, whether they are newer.
+        IndexModel(
+            "cancel_requested",
+            name="cancel",
+            partialFilterExpression={"cancel_requested": True, "status": "PENDING", "error_code": 0},
+        ),
+        # The version is part of the name: the next one's index is another one, and can be made beside this.
+        IndexModel(
+            "schema_version",
+            name=f"newer_than_{SCHEMA_VERSION}",
+            partialFilterExpression={"schema_version": {"$gt": SCHEMA_VERSION}, "error_code": 0},
         ),
         # Finds copies of admitted documents from the index alone (see `Tasks.copied_keys`).
         IndexModel([("admitted_id", ASCENDING), ("_id", ASCENDING)], name="admitted"),
