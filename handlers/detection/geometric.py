@@ -83,7 +83,7 @@ def _rotate_small(image: Image, boxes: Boxes, random: Generator) -> tuple[Image,
         np.column_stack([turn, middle - turn @ middle]),
         (width, height),
         borderMode=cv2.BORDER_CONSTANT,
-        borderValue=image.mean(axis=(0, 1)).tolist(),
+        borderValue=_mean_colour(image),
     )
     return np.asarray(warped, np.uint8).reshape(image.shape), shown
 
@@ -101,24 +101,35 @@ def _shown(boxes: Boxes, width: int, height: int) -> Boxes | None:
     return None if shown.crowd.all() and not boxes.crowd.all() else shown
 
 
+def _mean_colour(image: Image) -> tuple[float, ...]:
+    """Red, green and blue, 0 … 255."""
+    # Far faster than NumPy's mean of bytes.
+    return tuple(cv2.mean(np.ascontiguousarray(image))[:3])
+
+
 def _window(
     image: Image, boxes: Boxes, left: float, top: float, width: float, height: float
 ) -> tuple[Image, Boxes] | None:
     """What is seen through a window of whole pixels onto the image and, around it, its mean colour.
 
-    None where the image has objects and the window shows none of them.
+    None where the window shows nothing of the image, or none of the objects that it has.
     """
     x, y, w, h = (round(value) for value in (left, top, max(width, 1), max(height, 1)))
     shown = _shown(boxes.moved(boxes.xyxy - np.array([x, y, x, y], np.float32)), w, h)
     if shown is None:
         return None
-    canvas = np.empty((h, w, 3), np.uint8)
-    canvas[:] = image.mean(axis=(0, 1)).astype(np.uint8)
     x_from, x_to = max(x, 0), min(x + w, image.shape[1])
     y_from, y_to = max(y, 0), min(y + h, image.shape[0])
-    if x_from < x_to and y_from < y_to:
-        canvas[y_from - y : y_to - y, x_from - x : x_to - x] = image[y_from:y_to, x_from:x_to]
-    return canvas, shown
+    if x_from >= x_to or y_from >= y_to:
+        return None
+    seen = image[y_from:y_to, x_from:x_to]
+    if seen.shape[:2] == (h, w):
+        return seen, shown
+    around = (y_from - y, y + h - y_to, x_from - x, x + w - x_to)
+    framed = cv2.copyMakeBorder(
+        np.ascontiguousarray(seen), *around, cv2.BORDER_CONSTANT, value=[int(part) for part in _mean_colour(image)]
+    )
+    return np.asarray(framed, np.uint8), shown
 
 
 def _random_crop(image: Image, boxes: Boxes, random: Generator) -> tuple[Image, Boxes]:

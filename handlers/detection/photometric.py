@@ -23,12 +23,17 @@ def _looked_up(image: Image, values: NDArray[np.floating]) -> Image:
     return np.asarray(cv2.LUT(image, np.clip(np.rint(values), 0, 255).astype(np.uint8)), np.uint8)
 
 
+def _mean(image: Image) -> float:
+    """Over all pixels and colours, 0 … 255."""
+    return sum(cv2.mean(image)[:3]) / 3
+
+
 def _brightness(image: Image, random: Generator) -> Image:
     return _looked_up(image, np.arange(256) * random.uniform(0.6, 1.4))
 
 
 def _contrast(image: Image, random: Generator) -> Image:
-    mean = image.mean()
+    mean = _mean(image)
     return _looked_up(image, mean + (np.arange(256) - mean) * random.uniform(0.6, 1.4))
 
 
@@ -114,7 +119,7 @@ def relight(image: Image, random: Generator) -> Image:
 
     No operation that a task names: every training image goes through it. A grey image stays grey.
     """
-    mean = image.mean()
+    mean = _mean(image)
     brightness, contrast, colour = random.uniform(0.8, 1.2), random.uniform(0.8, 1.2), random.uniform(0.7, 1.3)
     image = _looked_up(image, brightness * (mean + (np.arange(256) - mean) * contrast))
     return np.asarray(cv2.addWeighted(image, colour, _greyscale(image, random), 1 - colour, 0), np.uint8)
