@@ -23,6 +23,8 @@ REQUEST = {
     "param_request": {
         "model_name": "cells",
         "dataset_expansion_lst": ["HOR_FLIPE", "VER_FLIPE"],
+        # An input of 224 pixels: NORMAL is 480 on these images, and takes four times as long.
+        "model_scope": "SMALL",
         "device_type": "CPU",
         "max_num_iters": 200,
         "batch_size": 10,
@@ -39,7 +41,7 @@ def test_blood_cells(
     shared_datasets: Path,
     tmp_path: Path,
 ) -> None:
-    """200 iterations at the default rate, the worker killed after 100: one model, test mAP@.5 of at least 0.86."""
+    """200 iterations at the default rate, the worker killed after 100: one model, test mAP@.5 of at least 0.78."""
 
     def dltask(*arguments: str) -> None:
         subprocess.run([sys.executable, "-m", "service.cli", *arguments], env=dltask_env, check=True)
@@ -68,7 +70,7 @@ def test_blood_cells(
     test = ended(db, 2, seconds=300)
     assert test["status"] == "SUCCEEDED", test
     metrics = test["result"]["metrics"]
-    assert metrics["map_50"] >= 0.86, metrics
+    assert metrics["map_50"] >= 0.78, metrics
     assert {row["class_name"]: row["instances"] for row in metrics["per_class"]} == {
         "RBC": 805,
         "WBC": 71,
