@@ -120,7 +120,7 @@ def with_classes(job: Job, names: Sequence[str]) -> Job:
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """What a training of squares and discs made."""
-    job = make_job(tmp_path_factory.mktemp("parent"), max_num_iters=30, snap_shot_ivterval=30)
+    job = make_job(tmp_path_factory.mktemp("parent"), max_num_iters=60, snap_shot_ivterval=60)
     job.out.mkdir()
     trained = train(job, lambda event: None, lambda: False, Ranks())
     assert trained is not None
