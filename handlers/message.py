@@ -57,7 +57,7 @@ class _Message:
         self.image_count += 1
         image_id, mongodb_id = self.image_count, str(image["_id"])
         seen: Counter[int] = Counter()
-        boxes = []
+        boxes, rows = [], []
         for label in labels:
             problem = _problem(label)
             if problem is not None:
@@ -73,23 +73,26 @@ class _Message:
             if class_id > _MAX_CLASSES:
                 raise PermanentError("data", f"the labels have more than {_MAX_CLASSES} classes")
             seen[class_id] += 1
-            x, y, w, h = (float(side) for side in label["bbox"])
-            flags = {flag: int(label.get(flag) is True) for flag in ("crowd", "difficult")}
-            boxes.append((name, x, y, w, h, *flags.values()))
-            _write(
-                self.instances,
+            x, y, w, h = map(float, label["bbox"])
+            crowd, difficult = int(label.get("crowd") is True), int(label.get("difficult") is True)
+            boxes.append((name, x, y, w, h, crowd, difficult))
+            rows.append(
                 {
                     "id": self.instance_count,
                     "image_id": image_id,
                     "class_id": class_id,
-                    "bbox": [x, y, w, h],
+                    "bbox": (x, y, w, h),
                     "area": w * h,
-                    "iscrowd": flags["crowd"],
-                    "difficult": flags["difficult"],
+                    "iscrowd": crowd,
+                    "difficult": difficult,
                     "mongodb_id": str(label["_id"]),
-                },
+                }
             )
-        self.per_class.update(seen)
+        if rows:
+            # A line of the spool is all instances of an image: a call for each would take as long as the rest.
+            self.instances.write(orjson.dumps(rows)[1:-1] + b"\n")
+        for class_id, count in seen.items():
+            self.per_class[class_id] += count
         if split is None:
             self.undecided.append((image_id, tuple(seen)))
         elif split == "val":
@@ -245,6 +248,11 @@ def _dataset(records: Records, task: Task) -> AsyncGenerator[list[Document], Non
 def _problem(label: Document) -> str | None:
     """Why no box can be made of a label, or None."""
     name, bbox = label.get("class_name"), label.get("bbox")
+    if type(name) is str and 0 < len(name) <= _NAME_LENGTH and type(bbox) is list and len(bbox) == 4:
+        # What nearly all are, in a third of the time that it takes to say what is wrong with the others.
+        x, y, w, h = bbox
+        if type(x) is type(y) is type(w) is type(h) is float and w > 0 < h and 0 < w * h < math.inf:
+            return None if math.isfinite(x) and math.isfinite(y) else f"bbox is {bbox!r}"[:100]
     if not isinstance(name, str) or not name:
         return f"class_name is {name!r}"[:100]
     if len(name) > _NAME_LENGTH:

@@ -146,6 +146,7 @@ class CocoEvaluation:
         hang on the others.
         """
         found = np.full(len(self._measured.found), -1)
+        _, counts = np.unique(self._measured.found_images, return_counts=True)
         chunks = self._chunks() if same_class else [(list(range(1, self._measured.classes + 1)), None)]
         for classes, images in chunks:
             evaluation = self._evaluation()
@@ -153,8 +154,9 @@ class CocoEvaluation:
             if images is not None:
                 evaluation.params.imgIds = images
             evaluation.params.useCats = int(same_class)
-            # In one image; those that are too many of a class are left out already.
-            evaluation.params.maxDets = [max(len(found), 1)]
+            # In one image; those that are too many of a class are left out already. No more than there are: the
+            # library sets memory aside for so many in each image, and a test of 50,000 images would ask for 200 GB.
+            evaluation.params.maxDets = [int(counts.max(initial=1))]
             evaluation.params.iouThrs = [MATCH_IOU]
             evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(ALL_SIZES)], ["all"]
             evaluation.evaluate()
