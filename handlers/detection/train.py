@@ -66,7 +66,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
     named_size = recipe.input_sizes[params.model_scope]
     input_size = suited_size(named_size, params.model_scope, message)
     if input_size > named_size:
-        emit(Note(message=f"the input is {input_size} pixels instead of {named_size}: some class's objects are small"))
+        emit(Note(message=f"the input is {input_size} pixels instead of {named_size}: objects are small"))
     device = open_device(job.devices[ranks.rank])
     store = ImageStore(input_size, IMAGE_STORE_BYTES // ranks.size)
     with ThreadPoolExecutor(reader_threads(ranks.size), "reader") as pool:

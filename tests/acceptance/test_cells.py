@@ -23,7 +23,7 @@ REQUEST = {
     "param_request": {
         "model_name": "cells",
         "dataset_expansion_lst": ["HOR_FLIPE", "VER_FLIPE"],
-        # An input of 224 pixels: NORMAL is 480 on these images, and takes four times as long.
+        # Half the pixels of NORMAL, and half the time.
         "model_scope": "SMALL",
         "device_type": "CPU",
         "max_num_iters": 200,

@@ -33,7 +33,7 @@ def size_of(message: RequestMessage, scope: ModelScopeClass = ModelScopeClass.NO
         ((40.0,), 512),  # 32 of 512 is as 40 of 640
         ((41.0,), 512),  # in whole steps, upwards
         ((35.0,), 608),
-        ((300.0, 40.0), 512),  # the class with the smallest objects decides
+        ((80.0, 40.0), 352),  # the class in the middle decides; of two, what is between them
         ((4.0,), 640),  # twice what is named, at most
     ],
 )
