@@ -13,7 +13,13 @@ from handlers.detection.batch_norm import calibrate_batch_norm
 from handlers.detection.batches import Batches, BatchPlan, ImageStore
 from handlers.detection.card import training_facts
 from handlers.detection.data import Sample, fit, read_message
-from handlers.detection.devices import IMAGE_STORE_BYTES, check_memory, open_device, reader_threads
+from handlers.detection.devices import (
+    IMAGE_STORE_BYTES,
+    check_memory,
+    images_at_once,
+    open_device,
+    reader_threads,
+)
 from handlers.detection.errors import StoppedEarly
 from handlers.detection.evaluate import average_precision, measurable
 from handlers.detection.export import add_facts, check_export, export
@@ -75,9 +81,10 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         if not data.val:
             emit(Note(message="no validation images: the last averaged weights are kept, measured on training images"))
         batch_size = _batch_size(params, ranks, emit)
-        share, parts = ranks.share(batch_size), _parts(job, batch_size, ranks, emit)
+        share = ranks.share(batch_size)
+        check_memory(len(share), input_size)
+        parts = _parts(job, batch_size, images_at_once(device, input_size, ranks.size), ranks, emit)
         at_once = len(share) // parts
-        check_memory(at_once, input_size)
 
         # --- network: ImageNet weights, those of a version, or the snapshot's
         identity = Identity(
@@ -190,13 +197,15 @@ def _batch_size(params: ParamClass, ranks: Ranks, emit: Emit) -> int:
     return ranks.size
 
 
-def _parts(job: Job, batch_size: int, ranks: Ranks, emit: Emit) -> int:
-    """How many parts each rank's share of a batch is taken in, since the whole has run out of device memory."""
-    limit = job.batch_size_limit
-    if limit is None or limit >= batch_size:
+def _parts(job: Job, batch_size: int, at_once: int, ranks: Ranks, emit: Emit) -> int:
+    """How many parts each rank's share of a batch is taken in: as many as have at most `at_once` images, and as many as
+    it takes since the whole has run out of device memory.
+    """
+    if job.batch_size_limit is not None:
+        at_once = min(at_once, max(1, job.batch_size_limit // ranks.size))
+    parts = -(-max(1, -(-batch_size // ranks.size)) // at_once)
+    if parts == 1:
         return 1
-    most = -(-batch_size // ranks.size)
-    parts = -(-most // max(1, limit // ranks.size))
     emit(Note(message=f"each batch of {batch_size} images is taken in {parts} parts, to fit into the device's memory"))
     return min(parts, len(ranks.share(batch_size)))
 

@@ -9,6 +9,7 @@ import torch
 from drawn import make_job
 from torch import nn
 
+from handlers.detection import devices
 from handlers.detection.batches import Batch, Batches, BatchPlan, ImageStore
 from handlers.detection.data import image_paths, load_samples, read_message
 from handlers.detection.loop import Learner
@@ -106,3 +107,22 @@ def test_an_object_counts_as_much_on_every_rank(tmp_path: Path, monkeypatch: pyt
     of_two, _ = learnt(network, [mine], OneOfTwo())
     # Gradients are averaged over the ranks, so that each counts twice.
     assert of_two == pytest.approx(2 * alone * answers / (answers + 40), rel=1e-5)
+
+
+def test_a_small_container_takes_batches_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than be killed for its memory, and nobody know why; the kernel says a container's limit in either form."""
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
+    cpu = torch.device("cpu")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.images_at_once(cpu, 320, 1) >= 1
+    (tmp_path / "memory.max").write_text(f"{4 << 30}\n")
+    # Ten images of 320 pixels fit into 4 GiB, ten of 544 do not; two ranks have half of it each.
+    assert devices.images_at_once(cpu, 320, 1) >= 10
+    assert 2 <= devices.images_at_once(cpu, 544, 1) <= 5
+    assert 1 <= devices.images_at_once(cpu, 544, 2) <= 2
+    assert devices.images_at_once(cpu, 100_000, 1) == 1
+    assert devices.images_at_once(torch.device("cuda", 0), 544, 1) > 1_000_000
+    (tmp_path / "memory.max").unlink()
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{4 << 30}\n")
+    assert 2 <= devices.images_at_once(cpu, 544, 1) <= 5
