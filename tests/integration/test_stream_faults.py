@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -47,13 +48,16 @@ def forget(db: Db) -> None:
     """Write until the server has forgotten everything up to now."""
     oplog = db.client.local["oplog.rs"]
     now = db.client.admin.command("hello")["lastWrite"]["opTime"]["ts"]
-    for _ in range(100):
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
         db.NOISE.insert_many([{"noise": "x" * 200_000} for _ in range(25)])
         first = next(oplog.find().sort("$natural", 1).limit(1))
         if first["ts"] > now:
             db.NOISE.drop()
             return
-    pytest.fail("the oplog keeps more than 500 MB")
+        # The server cuts its oplog by and by, and a fast disk is ahead of it.
+        time.sleep(0.1)
+    pytest.fail("the oplog keeps all that was written in 90 seconds")
 
 
 def images(db: Db) -> None:
