@@ -100,8 +100,6 @@ class Attempt:
         #: Whether the database is away while the worker stops: each call more would keep it for a time-out.
         self._given_up = False
         self._child: Child | None = None
-        #: Whether the child after this one has been started.
-        self._next_warmed = False
         self._preparing = anyio.CancelScope()
         #: Runs out when the child has been silent, or stopping, for too long.
         self._patience = anyio.CancelScope()
@@ -204,23 +202,14 @@ class Attempt:
         async with self._children.take() as child:
             self._child = child
             await child.give(path, job.out, **self._context)
+            # The next child warms up while this one works.
+            try:
+                await self._children.warm_up()
+            except OSError as error:
+                log.warning("child not warmed up", reason=str(error))
             if self._ending is not None:
                 self._stop(child)
-            try:
-                await self._listen(child)
-            finally:
-                # One that ended before it got anywhere.
-                await self._warm_up_next()
-
-    async def _warm_up_next(self) -> None:
-        """Have the next child warm up, while this one works."""
-        if self._next_warmed or self._ending is Ending.DRAINED:
-            return
-        self._next_warmed = True
-        try:
-            await self._children.warm_up()
-        except OSError as error:
-            log.warning("child not warmed up", reason=str(error))
+            await self._listen(child)
 
     async def _prepare(self) -> child_job.Job:
         """Everything the child needs, in the attempt's folder."""
@@ -273,9 +262,6 @@ class Attempt:
                 self._progress = event.model_dump(exclude={"event", "learning_rate"}, exclude_none=True)
                 self._progress["max_num_iters"] = bson_uint64(event.max_num_iters)
                 self._metrics.progressed(self.task.task_type, self._folder.name, event.images_per_second)
-                # Not earlier: importing torch takes a core for seconds, and on a small machine keeps this child from
-                # its first iteration for as long (benchmarks/first_iteration.py).
-                await self._warm_up_next()
             case child_job.Measured():
                 self._measured.append((event.iteration, event.values))
             case child_job.Note():
