@@ -83,18 +83,15 @@ def measured(folder: Folder, detect: Detect) -> Document:
     return {key: round(metrics[key], 4) for key in ("map", "map_50")}
 
 
-def train_torchvision(folder: Folder, seed: int, iterations: int) -> Detect:
-    """SSDLite as torchvision's reference script trains it."""
-    from torchvision import tv_tensors
+def torchvision_ssdlite(classes: int) -> torch.nn.Module:
+    """Its SSDLite for so many classes, on MobileNetV2 with the weights that ours begins with."""
     from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
     from torchvision.models.detection.ssd import SSD
     from torchvision.models.detection.ssdlite import SSDLiteHead, _mobilenet_extractor
     from torchvision.models.mobilenetv2 import mobilenet_v2
-    from torchvision.transforms import v2
 
     from handlers.detection.weights import ImageNet, imagenet_weights
 
-    torch.manual_seed(seed)
     trunk = mobilenet_v2()
     weights, _ = imagenet_weights(ImageNet.MOBILENET_V2)
     trunk.load_state_dict(weights)
@@ -103,13 +100,12 @@ def train_torchvision(folder: Folder, seed: int, iterations: int) -> Detect:
     extractor = _mobilenet_extractor(trunk, 6, torch.nn.BatchNorm2d)
     channels = [one.shape[1] for one in extractor(torch.zeros(2, 3, _SIZE, _SIZE)).values()]
     anchors = DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95)
-    classes = len(folder.names) + 1
-    head = SSDLiteHead(channels, anchors.num_anchors_per_location(), classes, torch.nn.BatchNorm2d)
-    network = SSD(
+    head = SSDLiteHead(channels, anchors.num_anchors_per_location(), classes + 1, torch.nn.BatchNorm2d)
+    return SSD(
         extractor,
         anchors,
         (_SIZE, _SIZE),
-        classes,
+        classes + 1,
         head=head,
         # As its SSDLite, but for the normalisation, which is that of the weights.
         score_thresh=0.01,
@@ -119,6 +115,15 @@ def train_torchvision(folder: Folder, seed: int, iterations: int) -> Detect:
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
     )
+
+
+def train_torchvision(folder: Folder, seed: int, iterations: int) -> Detect:
+    """SSDLite as torchvision's reference script trains it."""
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
+    torch.manual_seed(seed)
+    network = torchvision_ssdlite(len(folder.names))
     change = v2.Compose(
         [
             v2.RandomIoUCrop(),

@@ -48,6 +48,8 @@ def figure(
     row: Row = {"name": name, "unit": unit, "ours": _rounded(statistics.median(ours))}
     row["ours_spread"] = [_rounded(min(ours)), _rounded(max(ours))]
     for kind, values, words in ((FLOOR, floor, floor_is), (PEER, peer, peer_is)):
+        # Nothing can be told beside a zero: a clock that ticks too rarely.
+        values = values if all(values) else ()
         row[kind] = _rounded(statistics.median(values)) if values else None
         ratios = [mine / theirs for mine, theirs in zip(ours, values, strict=True)] if values else []
         row[f"ratio_{kind}"] = _rounded(statistics.median(ratios)) if ratios else None

@@ -28,6 +28,7 @@ from training import message_of
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what tests of the service have in common
 
 from handlers.detection.input_size import suited_size
+from schemas.enums import ModelScopeClass
 from schemas.message import RequestMessage
 from service.embedded import embedded_mongo
 from service.samples import make_samples
@@ -165,7 +166,7 @@ async def main() -> None:
         folder.mkdir()
         make_samples(folder, {"train": arguments.images, "val": arguments.images // 5})
         message = RequestMessage.model_validate(message_of(folder, "TRAIN", ("train", "val")))
-        size = suited_size(320, message)
+        size = suited_size(320, ModelScopeClass.NORMAL, message)
         async with embedded_mongo() as uri:
             import_samples(uri, folder)
             ours(uri, cache, "warm")  # fills the cache

@@ -28,13 +28,14 @@ import cv2
 import numpy as np
 import torch
 from accuracy import DATASETS
+from accuracy_peers import torchvision_ssdlite
 from evaluation import by_pycocotools
 from figures import figure, in_turn
 from image_path import BATCH, SIZE, Loader, as_in_a_child, pairs
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 from steps import Ours as Training
-from steps import new_network, own_ssdlite, samples_of
+from steps import new_network, samples_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
@@ -180,7 +181,7 @@ def main() -> None:
     class_names = tuple(known.name for known in message.class_info)
     training = Training(samples_of(folder, "train")[1], new_network(len(class_names)))
     training.run(arguments.train)
-    network, other = training.network.eval(), own_ssdlite(folder)
+    network, other = training.network.eval(), torchvision_ssdlite(len(message.class_info))
     with tempfile.TemporaryDirectory(prefix="dltask-inference-") as name:
         work = Path(name)
         export(network, class_names, work / "model.onnx")

@@ -100,7 +100,7 @@ def training(folder: Path, work: Path, iterations: int) -> Iterator[subprocess.P
     images = [{"id": one["id"], "path": str(folder / "images" / one["file_name"])} for one in message["image_info"]]
     (work / "images.jsonl").write_text("".join(json.dumps(image) + "\n" for image in images))
     params = {"model_scope": "SMALL", "batch_size": 2, "max_num_iters": iterations, "snap_shot_ivterval": iterations}
-    params |= {"dataset_expansion_lst": ["HOR_FLIP", "VER_FLIP"]}
+    params |= {"dataset_expansion_lst": ["HOR_FLIPE", "VER_FLIPE"]}
     job = {"task_id": "1", "attempt": 1, "kind": "TRAIN", "params": params, "devices": ["cpu"]}
     paths = {key: str(work / file) for key, file in (("message", "message.json"), ("images", "images.jsonl"))}
     (work / "job.json").write_text(json.dumps(job | paths | {"out": str(work / "out")}))

@@ -10,7 +10,6 @@ SSDLite on MobileNetV2, a smaller network: six levels from stride 16 on instead 
 """
 
 import argparse
-import inspect
 import math
 import os
 import time
@@ -24,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from accuracy import DATASETS
-from accuracy_peers import Folder, train_torchvision
+from accuracy_peers import torchvision_ssdlite
 from figures import figure, in_turn
 from image_path import BATCH, SIZE, Loader, as_in_a_child, reference_data, reference_loader
 from torch import Tensor, nn
@@ -142,13 +141,6 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=_RATE, momentum=0.9, weight_decay=4e-5)
 
 
-def own_ssdlite(folder: Path) -> nn.Module:
-    """What `accuracy_peers.train_torchvision` has before its first iteration: the network its detector closes over."""
-    detect = train_torchvision(Folder(folder), 1, 0)
-    network: nn.Module = inspect.getclosurevars(inspect.unwrap(detect)).nonlocals["network"]
-    return network
-
-
 def samples_of(folder: Path, split: str) -> tuple[RequestMessage, list[Sample]]:
     """The message of a task on the images of `split`, and the images, which are read from the folder."""
     kind = "TEST" if split == "test" else "TRAIN"
@@ -174,7 +166,7 @@ def main() -> None:
     next(iter(loader))
     as_in_a_child()
     ours, bare = Ours(samples, new_network(classes)), new_network(classes)
-    same, own = Reference(new_network(classes)), own_ssdlite(folder)
+    same, own = Reference(new_network(classes)), torchvision_ssdlite(classes)
     runs = {
         "ours": partial(ours.run, iterations),
         "floor": partial(floor, bare, sgd(bare), ours.ready(iterations)),

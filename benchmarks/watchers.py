@@ -10,7 +10,6 @@ would take the CPU that is to be measured. All are seen to get every event.
 """
 
 import argparse
-import os
 import selectors
 import socket
 import struct
@@ -27,6 +26,7 @@ from typing import Any
 import anyio
 import bson
 from figures import figure, in_turn
+from idle import cpu_seconds
 from pymongo import MongoClient
 from pymongo.uri_parser import parse_uri
 
@@ -121,12 +121,6 @@ def watchers(uri: str, count: int, inserts: list[int]) -> Iterator[None]:
         process.stdin.write(f"{sum(inserts)}\n".encode())
         process.stdin.close()
         assert process.stdout.readline() == b"all\n", "a watcher missed an event"
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(uri: str, count: int, seconds: float) -> Cost:

@@ -203,7 +203,8 @@ def _parts(job: Job, batch_size: int, at_once: int, ranks: Ranks, emit: Emit) ->
     """
     if job.batch_size_limit is not None:
         at_once = min(at_once, max(1, job.batch_size_limit // ranks.size))
-    parts = -(-max(1, -(-batch_size // ranks.size)) // at_once)
+    most = -(-batch_size // ranks.size)
+    parts = -(-most // at_once)
     if parts == 1:
         return 1
     emit(Note(message=f"each batch of {batch_size} images is taken in {parts} parts, to fit into the device's memory"))
