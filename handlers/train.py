@@ -29,7 +29,12 @@ async def prepare(store: Store, cache: ImageCache, task: Task, folder: Path, dev
     weights = await _weights(store, task, folder / "weights.pt") if snapshot is None else None
     job = await prepare_job(store, cache, task, folder, devices)
     return job.model_copy(
-        update={"resume_from": snapshot, "start_from": weights, "batch_size_limit": task.batch_size_limit}
+        update={
+            "resume_from": snapshot,
+            "start_from": weights,
+            "batch_size_limit": task.batch_size_limit,
+            "patience": task.patience,
+        }
     )
 
 

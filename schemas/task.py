@@ -50,6 +50,9 @@ MAX_DOCUMENT_BYTES = 12 * 1024 * 1024
 
 DEFAULT_MAX_ATTEMPTS = 3
 
+#: The largest whole number that MongoDB holds as one.
+MAX_PATIENCE = 2**63 - 1
+
 
 class TaskRequest(BaseModel):
     """What a client inserts into DL_TASK; this model is its documentation and JSON Schema.
@@ -71,6 +74,12 @@ class TaskRequest(BaseModel):
     json_mongodb_id: str | None = Field(default=None, description="A stored request message to run on.")
     priority: int = Field(default=0, description="Higher first.")
     max_attempts: int = Field(default=DEFAULT_MAX_ATTEMPTS, ge=1, le=100)
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_PATIENCE,
+        description="TRAIN: end once so many iterations have brought no better mAP on the validation images.",
+    )
     cancel_requested: bool = Field(default=False, description="Set to true to cancel.")
     traceparent: str | None = Field(default=None, description="W3C Trace Context: the client's trace and span.")
     tracestate: str | None = Field(default=None, description="W3C Trace Context.")
@@ -111,6 +120,8 @@ class Task(BaseModel):
     batch_size_limit: int | None = Field(ge=1, lt=2**32)
     #: The last attempt of a task that keeps losing its workers: nothing may run beside it.
     runs_alone: bool = False
+    #: A training ends once so many iterations have brought no better mAP on the validation images; None: never early.
+    patience: int | None = None
     #: The client's trace; None where it has none, or none that is one.
     trace: Trace | None = None
     #: Why what the client gave for a trace is none.
@@ -151,6 +162,7 @@ class Task(BaseModel):
             snapshot=document.get("snapshot"),
             batch_size_limit=document.get("batch_size_limit"),
             runs_alone=document.get("runs_alone") is True,
+            patience=None if document.get("patience") is None else _whole(document, "patience", 1, MAX_PATIENCE),
             trace=trace,
             trace_problem=trace_problem,
         )

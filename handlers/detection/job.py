@@ -96,6 +96,8 @@ class Job(_Frozen):
     start_from: Path | None = None
     #: Images in a forward pass instead of `batch_size`, over all devices, after running out of device memory.
     batch_size_limit: int | None = None
+    #: TRAIN: end once so many iterations have brought no better mAP on the validation images; None: never early.
+    patience: int | None = None
     #: TEST only.
     model: TestedModel | None = None
 

@@ -80,6 +80,8 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         data = load_data(job, message, store, pool, ranks)
         if not data.val:
             emit(Note(message="no validation images: the last averaged weights are kept, measured on training images"))
+            if job.patience is not None:
+                emit(Note(message="no validation images: patience has no effect"))
         batch_size = _batch_size(params, ranks, emit)
         share = ranks.share(batch_size)
         check_memory(len(share), input_size)
@@ -122,7 +124,9 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         plan = BatchPlan(state.seed, batch_size, share, parts, tuple(params.dataset_expansion_lst), input_size)
         batches = Batches(plan, data.train, store, network.assigner(), network.predictions)
         reporter = Reporter(emit, params.max_num_iters, batch_size, state.measurements)
-        coming = batches.iterate(first, params.max_num_iters, pool)
+        # The snapshot may be of the measurement with which it was over.
+        over = resumed is not None and state.unvalidated == 0 and _no_better(job, state, ranks)
+        coming = batches.iterate(first, state.iteration if over else params.max_num_iters, pool)
         for iteration, stop in iterate(learner, coming, first, ranks, stopping, reporter.iteration):
             state.iteration = iteration
             state.unvalidated += batch_size
@@ -133,12 +137,22 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             if data.val and (at_end or ((at_interval or at_look) and enough)):
                 state.unvalidated = 0
                 _validate(state, learner.average, data, store, pool, ranks, reporter)
+                at_end |= _no_better(job, state, ranks)
             if at_interval or at_end or stop:
                 learner.save(state)
                 if ranks.rank == 0:
                     _announce_snapshot(job.out, identity, state, emit)
             if stop:
                 raise StoppedEarly(iteration)
+            if at_end:
+                break
+        if state.iteration < params.max_num_iters:
+            emit(
+                Note(
+                    message=f"ended at iteration {state.iteration} of {params.max_num_iters}: mAP on the validation "
+                    f"images has not been better for {job.patience} iterations (patience)"
+                )
+            )
 
         # --- export and measurement, by rank 0 alone
         data.skipped.extend(_lost(batches, ranks))
@@ -179,7 +193,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             leaks=data.leaks(emit),
             images=data.used(),
             reports={curve.name: curve, **pictures},
-            card=training_facts(job, data, batch_size, f"{learner.recipe} {ALWAYS}"),
+            card=training_facts(job, data, batch_size, " ".join([learner.recipe, ALWAYS, *_patience(job)])),
         )
         report = html_report(job, data.message, trained, notes.texts)
         return trained.model_copy(update={"reports": {report.name: report, **trained.reports}})
@@ -245,6 +259,24 @@ def _validate(
     if state.best is None or metrics["map"] >= state.best.map:
         weights = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
         state.best = Best(state.iteration, metrics["map"], weights)
+
+
+def _no_better(job: Job, state: TrainingState, ranks: Ranks) -> bool:
+    """Whether the validation images, just measured, have had no better mAP for as long as the job is patient.
+
+    Not asked of `state.best`, which is the last of equals: a training that finds nothing at all must end too.
+    """
+    if job.patience is None:
+        return False
+    measured = [(values["map"], -iteration) for iteration, values in state.measurements if "map" in values]
+    # Only rank 0 has any; all learn of it here.
+    over, _ = ranks.agree(bool(measured) and state.iteration + max(measured)[1] >= job.patience, 0.0)
+    return over
+
+
+def _patience(job: Job) -> list[str]:
+    """For the card of the model."""
+    return [f"To end early once {job.patience} iterations bring no better mAP."] if job.patience is not None else []
 
 
 def _announce_snapshot(out: Path, identity: Identity, state: TrainingState, emit: Emit) -> None:

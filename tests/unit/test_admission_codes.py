@@ -135,6 +135,7 @@ async def test_a_used_number_comes_before_everything_but_the_type(full: Store) -
         ({"priority": "high"}, CODES.PARAM_INVALID, "priority", ["'high'", "whole number from"]),
         ({"priority": 2**31}, CODES.PARAM_INVALID, "priority", [str(2**31)]),
         ({"max_attempts": 0}, CODES.PARAM_INVALID, "max_attempts", ["0", "from 1 to 100"]),
+        ({"patience": 0.5}, CODES.PARAM_INVALID, "patience", ["0.5", "whole number from 1 to"]),
         ({"dataset": ["toy"]}, CODES.PARAM_INVALID, "dataset", ["['toy']", "text"]),
         ({"split": {"$ne": "test"}}, CODES.PARAM_INVALID, "split", ["$ne", "text"]),
         ({"dataset": "a\u202eb"}, CODES.PARAM_INVALID, "dataset", ["printable"]),
@@ -211,6 +212,7 @@ async def test_a_good_document_is_normalised(full: Store) -> None:
             task_id=5.0,
             task_type=0,
             priority=2.0,
+            patience=50.0,
             json_mongodb_id="",
             param_request={"model_name": "new", "device_type": 0, "max_num_iters": 300.0, "initial_learning_rate": 1},
         ),
@@ -219,6 +221,7 @@ async def test_a_good_document_is_normalised(full: Store) -> None:
     assert fields["task_id"] == 5
     assert type(fields["task_id"]) is Int64
     assert (fields["task_type"], fields["priority"], fields["max_attempts"]) == ("TRAIN", 2, 3)
+    assert (type(fields["patience"]), fields["patience"]) == (int, 50)
     assert fields["param_request"] == {
         "model_name": "new",
         "dataset_expansion_lst": [],

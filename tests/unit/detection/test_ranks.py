@@ -41,6 +41,17 @@ def test_two_ranks_train_one_model(tmp_path: Path) -> None:
     ]
 
 
+def test_patience_ends_all_ranks_together(tmp_path: Path) -> None:
+    """Only rank 0 knows what was measured; all end at the iteration at which it has been no better for long enough."""
+    # A rate with which nothing is learnt: each look is as good as the first.
+    job = make_job(tmp_path, devices=TWO, max_num_iters=20, snap_shot_ivterval=20, inital_learning_rate=1e-12)
+    code, events, err = run(write_job(tmp_path, job.model_copy(update={"patience": 3})))
+    assert code == 0, err
+    trained = events[-1]
+    assert isinstance(trained, Trained)
+    assert trained.iterations == 6
+
+
 def test_ranks_stop_together(tmp_path: Path) -> None:
     """SIGTERM to the launcher: one snapshot, Stopped, exit code 0."""
     job = make_job(tmp_path, devices=TWO, max_num_iters=100_000, snap_shot_ivterval=50_000)

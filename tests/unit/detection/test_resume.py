@@ -10,7 +10,7 @@ import torch
 from drawn import make_job
 
 from handlers.detection.errors import SnapshotError, StoppedEarly
-from handlers.detection.job import Event, Job, Snapshot, Started
+from handlers.detection.job import Event, Job, Note, Snapshot, Started
 from handlers.detection.ranks import Ranks
 from handlers.detection.train import train
 from schemas.enums import ExpansionDataClass
@@ -100,6 +100,34 @@ def test_a_resumed_fine_tuning_equals_an_uninterrupted_one(tmp_path: Path) -> No
     other = make_job(tmp_path / "half", model_name="cells", max_num_iters=4, resume_from=half.path)
     with pytest.raises(SnapshotError, match="has start_from 'cells:3'; this training has None"):
         train(other, lambda event: None, lambda: True, Ranks())
+
+
+def test_patience_ends_a_training_early(tmp_path: Path) -> None:
+    """Once mAP has not been better for that long, counted from the first of equals; the rest is as at any end.
+
+    One that is resumed from the snapshot of that very iteration ends there too, with the same weights.
+    """
+    # A rate with which nothing is learnt: mAP is the same at each of the ten looks.
+    job = make_job(tmp_path, max_num_iters=20, snap_shot_ivterval=20, inital_learning_rate=1e-12)
+    job = job.model_copy(update={"patience": 3})
+    job.out.mkdir()
+    events: list[Event] = []
+    trained = train(job, events.append, lambda: False, Ranks())
+    assert trained is not None
+    # Looks at iterations 2, 4 and 6: from 2 to 6 are more than three, from 2 to 4 are not.
+    assert (trained.iterations, last_snapshot(events).iteration) == (6, 6)
+    said = "ended at iteration 6 of 20: mAP on the validation images has not been better for 3 iterations (patience)"
+    assert said in [event.message for event in events if isinstance(event, Note)]
+    assert trained.card is not None
+    assert trained.card.recipe.endswith("To end early once 3 iterations bring no better mAP.")
+    weights = torch.load(trained.weights, weights_only=True)
+
+    resumed = train(
+        job.model_copy(update={"resume_from": last_snapshot(events).path}), events.append, lambda: False, Ranks()
+    )
+    assert resumed is not None
+    assert (resumed.iterations, resumed.resumed_from_iteration) == (6, 6)
+    assert_equal(torch.load(resumed.weights, weights_only=True), weights)
 
 
 def test_a_snapshot_of_the_first_release_is_read(tmp_path: Path, whole: Path) -> None:
