@@ -5,9 +5,11 @@ order is the answer: task id, task type, parameters, model, empty collections, r
 """
 
 import unicodedata
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Literal
 
+import anyio
 import structlog
 from bson.errors import InvalidBSON
 
@@ -19,7 +21,7 @@ from schemas.enums import TaskErrorCode, TaskTypeClass, member
 from schemas.networks import NETWORKS
 from schemas.numbers import UINT64_MAX, bson_uint64, whole_number
 from schemas.params import ParamClass, ParamError, check_params, shown, split_model_name, stored_params
-from schemas.task import DEFAULT_MAX_ATTEMPTS, MAX_DOCUMENT_BYTES, object_id, read_trace, task_name
+from schemas.task import DEFAULT_MAX_ATTEMPTS, MAX_DOCUMENT_BYTES, MAX_PATIENCE, object_id, read_trace, task_name
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -104,15 +106,22 @@ async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | R
     try:
         task_id = _task_id(document)
         task_type = _task_type(document)
+        unused = partial(_number_unused, store, task_id, task_type)
+        try:
+            params, numbers = _parameters(document, task_type)
+        except _Rejected:
+            await unused()
+            raise
+        filled = [partial(_filled, store, "IMG_INFO")]
         if task_type is TaskTypeClass.TRAIN:
-            await _number_unused(store, task_id)
-        params, priority, max_attempts = _parameters(document, task_type)
-        await _model(store, task_type, params)
-        await _collections(store, task_type)
-        message_id = await _message(store, document)
-        split = document.get("split")
-        if message_id is None:
-            split = await _images(store, document, task_type)
+            filled.append(partial(_filled, store, "IMG_LAB_INFO"))
+        *_, message_id, split = await _in_order(
+            unused,
+            partial(_model, store, task_type, params),
+            *filled,
+            partial(_message, store, document),
+            partial(_images, store, document, task_type),
+        )
     except _Rejected as rejected:
         return rejected.rejection
     except Unreadable as error:
@@ -121,8 +130,7 @@ async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | R
         "task_id": bson_uint64(task_id),
         "task_type": task_type.name,
         "param_request": stored_params(params),
-        "priority": priority,
-        "max_attempts": max_attempts,
+        **numbers,
     }
     if message_id is not None:
         fields["json_mongodb_id"] = message_id
@@ -147,7 +155,31 @@ def _task_id(document: Mapping[str, Any]) -> int:
     )
 
 
-async def _number_unused(store: Store, task_id: int) -> None:
+async def _in_order(*checks: Callable[[], Awaitable[Any]]) -> list[Any]:
+    """What each of `checks` returns, or what the first of them raises that does.
+
+    All at once: each is a round trip or more, and a client waits for the sum of them.
+    """
+    returned: list[Any] = [None] * len(checks)
+    raised: dict[int, _Rejected | StoreError] = {}
+
+    async def run(index: int, check: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            returned[index] = await check()
+        except (_Rejected, StoreError) as error:
+            raised[index] = error
+
+    async with anyio.create_task_group() as group:
+        for index, check in enumerate(checks):
+            group.start_soon(run, index, check)
+    if raised:
+        raise raised[min(raised)]
+    return returned
+
+
+async def _number_unused(store: Store, task_id: int, task_type: TaskTypeClass) -> None:
+    if task_type is not TaskTypeClass.TRAIN:
+        return
     # The unique index on DL_TASK cannot see a task that somebody has deleted; its model is still there.
     model = await store.models.made_by(bson_uint64(task_id))
     if model is not None:
@@ -167,12 +199,17 @@ def _task_type(document: Mapping[str, Any]) -> TaskTypeClass:
         raise _Rejected(TaskErrorCode.TASK_TYPE_ERROR, "task_type", f"task_type is {given}; {error}") from None
 
 
-def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[ParamClass, int, int]:
+def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[ParamClass, dict[str, int]]:
+    """The deep-learning parameters, and the numbers beside them."""
     try:
         params = check_params(document.get("param_request"))
         _check_model_name(params)
-        priority = _whole(document, "priority", 0, -(2**31), 2**31 - 1)
-        max_attempts = _whole(document, "max_attempts", DEFAULT_MAX_ATTEMPTS, 1, 100)
+        numbers = {
+            "priority": _whole(document, "priority", 0, -(2**31), 2**31 - 1),
+            "max_attempts": _whole(document, "max_attempts", DEFAULT_MAX_ATTEMPTS, 1, 100),
+        }
+        if document.get("patience") is not None:
+            numbers["patience"] = _whole(document, "patience", 0, 1, MAX_PATIENCE)
         for field in ("dataset", "split"):
             _name(document, field)
         if task_type is TaskTypeClass.TRAIN and document.get("split") == "test":
@@ -182,7 +219,7 @@ def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[
             )
     except ParamError as error:
         raise _Rejected(TaskErrorCode.PARAM_INVALID, error.field, str(error)) from None
-    return params, priority, max_attempts
+    return params, numbers
 
 
 def _check_model_name(params: ParamClass) -> None:
@@ -257,10 +294,9 @@ def _can_begin(model: Mapping[str, Any], params: ParamClass) -> None:
         )
 
 
-async def _collections(store: Store, task_type: TaskTypeClass) -> None:
-    empty = await store.records.empty_table(labels_needed=task_type is TaskTypeClass.TRAIN)
-    if empty is not None:
-        raise _Rejected(TaskErrorCode.COLLECTIONS_EMPTY, empty, f"{empty} is empty; expected at least one document")
+async def _filled(store: Store, table: Literal["IMG_INFO", "IMG_LAB_INFO"]) -> None:
+    if await store.records.is_empty(table):
+        raise _Rejected(TaskErrorCode.COLLECTIONS_EMPTY, table, f"{table} is empty; expected at least one document")
 
 
 async def _message(store: Store, document: Mapping[str, Any]) -> str | None:
@@ -285,6 +321,8 @@ async def _message(store: Store, document: Mapping[str, Any]) -> str | None:
 
 async def _images(store: Store, document: Mapping[str, Any], task_type: TaskTypeClass) -> str | None:
     """The split to use: the one asked for; else None, or for a test the one that is kept for tests."""
+    if document.get("json_mongodb_id") not in (None, ""):
+        return document.get("split")  # Its message names the images.
     for field in ("img_mongodb_ids", "val_img_mongodb_ids"):
         ids = document.get(field)
         if ids is None:

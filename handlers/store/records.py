@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from bson import ObjectId
 
@@ -26,13 +26,9 @@ class Records:
         self._images = database.collection("IMG_INFO")
         self._labels = database.collection("IMG_LAB_INFO")
 
-    async def empty_table(self, *, labels_needed: bool) -> str | None:
-        """The name of a table that is empty and must not be, or None."""
-        if await self._db.call(self._images.find_one, {}, {"_id": True}) is None:
-            return "IMG_INFO"
-        if labels_needed and await self._db.call(self._labels.find_one, {}, {"_id": True}) is None:
-            return "IMG_LAB_INFO"
-        return None
+    async def is_empty(self, table: Literal["IMG_INFO", "IMG_LAB_INFO"]) -> bool:
+        """Whether `table` has no document."""
+        return await self._db.call(self._db.collection(table).find_one, {}, {"_id": True}) is None
 
     async def missing(self, ids: Sequence[Any]) -> list[Any]:
         """Those of `ids` (ObjectIds or hex strings, possibly neither) that are no image, in their order."""

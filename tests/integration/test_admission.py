@@ -264,6 +264,7 @@ CLIENT_FIELDS = (
     "json_mongodb_id",
     "priority",
     "max_attempts",
+    "patience",
     "cancel_requested",
     "unknown",
 )

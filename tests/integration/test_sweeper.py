@@ -209,7 +209,7 @@ async def test_a_bug_in_admission_is_met_once(
     async def bug(*args: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(store.records, "empty_table", bug)
+    monkeypatch.setattr(store.records, "is_empty", bug)
     db.DL_TASK.insert_one(train_request(1))
     await sweeper.sweep()
     rejected = db.DL_TASK.find_one({})
