@@ -20,8 +20,9 @@ import onnxruntime
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from handlers.detection.export import best_boxes, export
+from handlers.detection.export import export
 from handlers.detection.networks import NETWORKS, Detector, Network
+from handlers.detection.suppression import best_boxes
 from schemas.enums import ModelScopeClass
 
 CLASSES = tuple(f"class {number}" for number in range(6))

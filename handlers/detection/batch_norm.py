@@ -36,7 +36,7 @@ def fold_batch_norm(network: nn.Module) -> None:
     """Make every batch normalisation part of the convolution before it, in a `network` that is not trained any more.
 
     It then says the same, up to rounding, and is exported sooner. A module's children are taken to run in their order,
-    as those of torchvision do; `export.check_export` would find one that does not.
+    as those of torchvision do; `export_check.check_export` would find one that does not.
     """
     for (name, convolution), (next_name, norm) in pairwise(list(network.named_children())):
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):

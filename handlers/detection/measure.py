@@ -10,8 +10,8 @@ import torch
 from handlers.detection.batches import ImageStore
 from handlers.detection.boxes import Boxes, Detections, Image
 from handlers.detection.data import ImageError, Sample, fit
-from handlers.detection.export import best_boxes
 from handlers.detection.networks.base import Detector, Network
+from handlers.detection.suppression import best_boxes
 
 #: Images in one forward pass.
 _BATCH = 16

@@ -22,7 +22,8 @@ from handlers.detection.devices import (
 )
 from handlers.detection.errors import StoppedEarly
 from handlers.detection.evaluate import average_precision, measurable
-from handlers.detection.export import add_facts, check_export, export
+from handlers.detection.export import add_facts, export
+from handlers.detection.export_check import check_export
 from handlers.detection.fine_tune import Build, begin_with, write_weights
 from handlers.detection.html_report import Notes, html_report
 from handlers.detection.input_size import suited_size

@@ -18,10 +18,12 @@ from handlers.detection import export as exporting
 from handlers.detection.batch_norm import calibrate_batch_norm
 from handlers.detection.data import fit
 from handlers.detection.errors import machine_fault
-from handlers.detection.export import ExportMismatch, best_boxes, check_export, export
+from handlers.detection.export import export
+from handlers.detection.export_check import ExportMismatch, check_export
 from handlers.detection.networks import NETWORKS
 from handlers.detection.networks.base import Detector, Network
 from handlers.detection.networks.ssd import mobilenet_v2_ssd
+from handlers.detection.suppression import MIN_SCORE, best_boxes
 from handlers.detection.weights import RANDOM_START, ImageNet, imagenet_weights
 from schemas.enums import ModelScopeClass
 from schemas.networks import NETWORKS as ADMITTED_NETWORKS
@@ -101,7 +103,7 @@ def test_a_file_that_differs_is_found_out(network: Network, exported: Path, imag
 def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
     """Of the same class only one of two alike is kept; of two classes both; nothing below the least score."""
     boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.52], [0.6, 0.6, 0.9, 0.9]])
-    scores = torch.tensor([[0.9, 0.8, 0.0], [0.0, 0.7, exporting.MIN_SCORE / 2]])
+    scores = torch.tensor([[0.9, 0.8, 0.0], [0.0, 0.7, MIN_SCORE / 2]])
     _, class_ids, kept = best_boxes(boxes, scores)
     assert class_ids.tolist() == [1, 2]
     assert kept.tolist() == pytest.approx([0.9, 0.7])
@@ -130,7 +132,7 @@ def test_no_room_for_the_file_is_the_machines_fault(
     # The conversion takes long, and has been made once.
     converted = SimpleNamespace(model_proto=onnx.load(exported))
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: converted)
-    monkeypatch.setattr(exporting, "_append_suppression", lambda *args: None)
+    monkeypatch.setattr(exporting, "append_suppression", lambda *args: None)
     with small_disk(tmp_path / "disk", 1) as disk, pytest.raises(OSError, match="No space left") as raised:
         export(network, ("square", "disc"), disk / "model.onnx")
     assert machine_fault(raised.value) is raised.value

@@ -17,7 +17,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_los
 from handlers.detection.batch_norm import calibrate_batch_norm, fold_batch_norm
 from handlers.detection.boxes import Boxes, make_boxes
 from handlers.detection.data import fit, read_image
-from handlers.detection.export import best_boxes, check_export
+from handlers.detection.export_check import check_export
 from handlers.detection.job import Event, Job, Started, Trained
 from handlers.detection.job import Tested as Outcome
 from handlers.detection.job import TestedModel as RegisteredModel
@@ -25,6 +25,7 @@ from handlers.detection.networks import NETWORKS, Detector, Network
 from handlers.detection.networks.pyramid import FCOS, RetinaNet
 from handlers.detection.predict import run_test
 from handlers.detection.ranks import Ranks
+from handlers.detection.suppression import best_boxes
 from handlers.detection.targets import collate
 from handlers.detection.train import train
 from schemas.enums import ModelScopeClass

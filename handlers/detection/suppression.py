@@ -1,0 +1,152 @@
+"""Of all that a network predicts, the detections: suppression and voting, once for torch and once as part of an ONNX
+graph.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+#: Detections an image at most, as COCO evaluates.
+MAX_DETECTIONS = 100
+#: Of two boxes of one class that overlap by more, the lesser is dropped (SSD: 0.45, RetinaNet: 0.5). Things that lie
+#: close together, cells or parts, overlap by more than people in streets.
+NMS_IOU = 0.5
+#: Scores below are not looked at (SSD: 0.01).
+MIN_SCORE = 0.01
+#: What overlaps a detection by more than this has a say in where its box is.
+VOTE_IOU = 0.5
+#: So many predictions of an image, those with the best scores of whatever class, have a say at all.
+VOTERS = 500
+
+
+def best_boxes(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The detections of one image, from the boxes [A, 4] and scores [classes, A] of a `Detector`.
+
+    Returns (boxes [D, 4], class ids [D] from 1, scores [D], descending) with D at most `MAX_DETECTIONS`.
+    """
+    kept, class_ids, best = suppress(boxes, scores)
+    return vote(kept, class_ids, boxes, scores), class_ids, best
+
+
+def suppress(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`best_boxes` before the vote: each box is as some prediction has it."""
+    classes, rows = torch.nonzero(scores > MIN_SCORE, as_tuple=True)
+    found = scores[classes, rows]
+    kept = batched_nms(boxes[rows], found, classes, NMS_IOU)[:MAX_DETECTIONS]
+    return boxes[rows[kept]], classes[kept] + 1, found[kept]
+
+
+def vote(kept: Tensor, class_ids: Tensor, boxes: Tensor, scores: Tensor) -> Tensor:
+    """The boxes `kept` [D, 4], of `class_ids` [D] (from 1), each moved to the mean of all `boxes` [A, 4] that overlap
+    it, weighted by their `scores` [classes, A] for its class (Gidaris & Komodakis 2015, 3.3).
+
+    The best score does not mark the best box: it says what an object is. Those around it were right about where it ends
+    to about the same degree, and their errors even out.
+    """
+    voters = scores.amax(0).topk(min(VOTERS, scores.shape[-1]), sorted=False).indices
+    boxes, weights = boxes[voters], scores[:, voters][class_ids - 1]
+    weights = torch.where((box_iou(kept, boxes) > VOTE_IOU) & (weights > MIN_SCORE), weights, 0.0)
+    total = weights.sum(dim=1, keepdim=True)
+    # A box without an area overlaps nothing, itself included.
+    return torch.where(total > 0, weights @ boxes / total, kept)
+
+
+class _Nodes:
+    """A graph that nodes are appended to; what is returned is the name of an output."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+
+    def constant(self, name: str, value: object, dtype: type = np.int64) -> str:
+        self._graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], output: str, *more: str, **attributes: Any) -> str:
+        outputs = [output, *more]
+        self._graph.node.append(helper.make_node(op, inputs, outputs, name=f"nms/{output}", **attributes))
+        return output
+
+
+def append_suppression(graph: onnx.GraphProto, predictions: int) -> None:
+    """`best_boxes` as the last part of a graph: all_boxes [N, A, 4], all_scores [N, classes, A] -> boxes, scores,
+    class_ids. `kept_boxes` [N, D, 4] are the boxes before the vote.
+
+    NonMaxSuppression gives a list of (image, class, box) over the whole batch. Spread over an otherwise empty score
+    table, it becomes rectangular again, and the best of each image are one TopK.
+    """
+    nodes = _Nodes(graph)
+    add, constant = nodes.add, nodes.constant
+    limits = [
+        constant("nms_max", [MAX_DETECTIONS]),
+        constant("nms_iou", [NMS_IOU], np.float32),
+        constant("nms_score", [MIN_SCORE], np.float32),
+    ]
+    selected = add("NonMaxSuppression", ["all_boxes", "all_scores", *limits], "selected")
+    kept_scores = add("GatherND", ["all_scores", selected], "kept_scores")
+    shape = add("Shape", ["all_scores"], "score_shape")
+    empty = add("ConstantOfShape", [shape], "no_scores", value=helper.make_tensor("", TensorProto.FLOAT, [1], [0.0]))
+    table = add("ScatterND", [empty, selected, kept_scores], "score_table")
+    flat = add("Reshape", [table, constant("nms_flat", [0, -1])], "flat_scores")
+    add("TopK", [flat, constant("nms_k", [MAX_DETECTIONS])], "scores", "best")
+    count = constant("nms_boxes", predictions)
+    box_row = add("Unsqueeze", [add("Mod", ["best", count], "box"), constant("last_axis", [-1])], "box_row")
+    class_row = add("Div", ["best", count], "class_row")
+    add("GatherND", ["all_boxes", box_row], "kept_boxes", batch_dims=1)
+    voted = _append_vote(nodes, predictions)
+    found = add("Greater", ["scores", constant("no_score", 0.0, np.float32)], "found")
+    classes = add("Add", [class_row, constant("nms_one", 1)], "class_from_1")
+    add("Where", [found, classes, constant("nms_none", 0)], "class_ids")
+    found_box = add("Unsqueeze", [found, "last_axis"], "found_box")
+    add("Where", [found_box, voted, "no_score"], "boxes")
+    del graph.output[:]
+    graph.output.extend(
+        [
+            helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["N", MAX_DETECTIONS, 4]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", MAX_DETECTIONS]),
+            helper.make_tensor_value_info("class_ids", TensorProto.INT64, ["N", MAX_DETECTIONS]),
+        ]
+    )
+
+
+def _append_vote(nodes: _Nodes, predictions: int) -> str:
+    """`vote` for `kept_boxes` [N, D, 4] of the classes `class_row` [N, D]; V voters of each image."""
+    add, constant = nodes.add, nodes.constant
+    best = add("ReduceMax", ["all_scores", constant("class_axis", [1])], "score_of_any", keepdims=0)
+    add("TopK", [best, constant("vote_count", [min(VOTERS, predictions)])], "voter_scores", "voters", sorted=0)
+    voter_row = add("Unsqueeze", ["voters", "last_axis"], "voter_row")
+    boxes = add("GatherND", ["all_boxes", voter_row], "voter_boxes", batch_dims=1)
+    by_box = add("Transpose", ["all_scores"], "scores_by_box", perm=[0, 2, 1])
+    of_voters = add("GatherND", [by_box, voter_row], "scores_by_voter", batch_dims=1)
+    by_class = add("Transpose", [of_voters], "voter_scores_by_class", perm=[0, 2, 1])
+    kept_class = add("Unsqueeze", ["class_row", "last_axis"], "kept_class")
+    weights = add("GatherND", [by_class, kept_class], "voter_weights", batch_dims=1)  # [N, D, V]
+
+    halves = constant("corner_sizes", [2, 2])
+    # [N, D, 1, 2] and [N, 1, V, 2]
+    ours = add("Unsqueeze", ["kept_boxes", constant("voter_axis", [2])], "kept_wide")
+    theirs = add("Unsqueeze", [boxes, "class_axis"], "voter_wide")
+    add("Split", [ours, halves], "kept_low", "kept_high", axis=3)
+    add("Split", [theirs, halves], "voter_low", "voter_high", axis=3)
+    low = add("Max", ["kept_low", "voter_low"], "common_low")
+    high = add("Min", ["kept_high", "voter_high"], "common_high")
+    sides = add("Relu", [add("Sub", [high, low], "common_sides_or_less")], "common_sides")
+    common = add("ReduceProd", [sides, "last_axis"], "common_area", keepdims=0)
+    areas = [
+        add("ReduceProd", [add("Sub", [f"{who}_high", f"{who}_low"], f"{who}_sides"), "last_axis"], area, keepdims=0)
+        for who, area in (("kept", "kept_area"), ("voter", "voter_area"))
+    ]
+    union = add("Sub", [add("Add", areas, "both_areas"), common], "union")
+    # Without a division, since a box may have no area.
+    least = add("Mul", [union, constant("vote_iou", VOTE_IOU, np.float32)], "least_common")
+    near = add("Greater", [common, least], "near")
+    real = add("Greater", [weights, "nms_score"], "real")
+    votes = add("Where", [add("And", [near, real], "voting"), weights, "no_score"], "votes")
+    total = add("ReduceSum", [votes, "last_axis"], "all_votes", keepdims=1)
+    mean = add("Div", [add("MatMul", [votes, boxes], "vote_sum"), total], "vote_mean")
+    return add("Where", [add("Greater", [total, "no_score"], "voted"), mean, "kept_boxes"], "voted_boxes")
