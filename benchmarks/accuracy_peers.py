@@ -1,13 +1,14 @@
 """What others make of the same images: their detectors, their own recipes, as many views of images as ours.
 
-    python benchmarks/accuracy_peers.py torchvision [--datasets bccd dice] [--seeds 1] [--iterations 1000]
+    python benchmarks/accuracy_peers.py torchvision [--datasets bccd dice] [--seeds 1] [--iterations N]
     python benchmarks/accuracy_peers.py ultralytics …
 
 `torchvision`: its SSDLite at 320 pixels on MobileNetV2 with the ImageNet weights that ours begins with, trained as its
 reference script trains SSDLite (random crops of SSD, flips, SGD with momentum 0.9 and weight decay 4e-5, 0.15 for 192
 images a step, which is 0.0078 for 10, cosine). `ultralytics`: YOLOv8n at 320 pixels from a random start, since its
 weights cannot be had everywhere, with all its defaults (mosaic, flips, colours); it needs `pip install ultralytics`
-(AGPL-3.0) in an environment of its own. 10 images a step, as ours. Test images are measured by our COCO evaluation.
+(AGPL-3.0) in an environment of its own. 10 images a step, as ours. Test images are measured by our COCO
+evaluation. A row for each peer, data set and seed goes to `--out` (benchmarks/accuracy_peers.json).
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy import DATASETS
+from accuracy import DATASETS, ITERATIONS, keep
 
 from handlers.detection.boxes import Boxes, Detections, make_boxes
 from handlers.detection.data import read_image
@@ -61,16 +62,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=DATASETS, help="where the data sets are, each a COCO folder")
     parser.add_argument("--datasets", nargs="+", default=["bccd", "dice"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--iterations", type=int, default=1000)
+    parser.add_argument("--iterations", type=int, help="instead of as many as ours has")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     chosen = parser.parse_args()
     for name in chosen.datasets:
         folder = Folder(chosen.folder / name)
+        iterations = chosen.iterations or ITERATIONS.get(name, 1000)
         for seed in chosen.seeds:
             begun = time.monotonic()
-            detect = PEERS[chosen.peer](folder, seed, chosen.iterations)
+            detect = PEERS[chosen.peer](folder, seed, iterations)
             seconds = time.monotonic() - begun
             row = {"peer": chosen.peer, "dataset": name, "seed": seed, **measured(folder, detect)}
-            print(json.dumps(row | {"seconds": round(seconds), "iterations": chosen.iterations}), flush=True)
+            keep(row | {"seconds": round(seconds), "iterations": iterations}, chosen.out)
 
 
 def measured(folder: Folder, detect: Detect) -> Document:

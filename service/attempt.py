@@ -202,14 +202,14 @@ class Attempt:
         async with self._children.take() as child:
             self._child = child
             await child.give(path, job.out, **self._context)
-            # The next child warms up while this one works.
-            try:
-                await self._children.warm_up()
-            except OSError as error:
-                log.warning("child not warmed up", reason=str(error))
             if self._ending is not None:
                 self._stop(child)
-            await self._listen(child)
+            try:
+                await self._listen(child)
+            finally:
+                # The child after one that has not come to its first iteration.
+                if self._ending is not Ending.DRAINED:
+                    self._children.warm_up_soon()
 
     async def _prepare(self) -> child_job.Job:
         """Everything the child needs, in the attempt's folder."""
@@ -259,6 +259,10 @@ class Attempt:
                     seconds=self._seconds(),
                 )
             case child_job.Progress():
+                if self._progress is None:
+                    # The next child warms up while this one works. Not earlier: importing torch takes a core for
+                    # seconds, and on a small machine keeps this one from its first iteration for as long.
+                    self._children.warm_up_soon()
                 self._progress = event.model_dump(exclude={"event", "learning_rate"}, exclude_none=True)
                 self._progress["max_num_iters"] = bson_uint64(event.max_num_iters)
                 self._metrics.progressed(self.task.task_type, self._folder.name, event.images_per_second)

@@ -162,7 +162,7 @@ class Children:
     ) -> None:
         self._command = command
         self._once = once
-        self._taken = False
+        self._taken = self._closed = False
         self._environment = environment
         self._group = group
         self._metrics = metrics
@@ -172,14 +172,24 @@ class Children:
 
     async def warm_up(self) -> None:
         """Have a warm child waiting, from now on. Raises OSError."""
-        if self._once and self._taken:
-            return
         async with self._warming:
+            if self._closed or (self._once and self._taken):
+                return
             if self._warm is not None and not self._warm.alive:
                 await self._close(self._warm)
                 self._warm = None
             if self._warm is None:
                 self._warm = await self._start()
+
+    def warm_up_soon(self) -> None:
+        """`warm_up` beside whoever asks for it, whatever becomes of him; a failure is logged."""
+        self._group.start_soon(self._try_to_warm_up)
+
+    async def _try_to_warm_up(self) -> None:
+        try:
+            await self.warm_up()
+        except OSError as error:
+            log.warning("child not warmed up", reason=str(error))
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[Child]:
@@ -196,9 +206,11 @@ class Children:
             await self._close(child)
 
     async def close(self) -> None:
-        """End the warm child."""
-        if self._warm is not None:
-            await self._close(self._warm)
+        """End the warm child; there will be none any more."""
+        self._closed = True
+        async with self._warming:
+            if self._warm is not None:
+                await self._close(self._warm)
 
     async def _close(self, child: Child) -> None:
         self._metrics.child_ended(child.end())

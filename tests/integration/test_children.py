@@ -43,6 +43,17 @@ async def test_attempts_that_begin_at_once_leave_one_warm_child() -> None:
         assert waiting() == 0
 
 
+async def test_a_child_that_is_being_warmed_up_at_the_close_is_not_left_over() -> None:
+    """Nor one that is asked for afterwards."""
+    async with anyio.create_task_group() as group:
+        children = Children(WAITS, dict(os.environ), group, metrics=Metrics())
+        children.warm_up_soon()
+        await anyio.lowlevel.checkpoint()
+        await children.close()
+        children.warm_up_soon()
+    assert waiting() == 0
+
+
 async def test_a_warm_child_that_has_died_is_replaced() -> None:
     """Nobody gets a dead child."""
     async with anyio.create_task_group() as group:

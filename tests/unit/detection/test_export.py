@@ -15,6 +15,7 @@ import torch
 from drawn import draw
 
 from handlers.detection import export as exporting
+from handlers.detection import suppression
 from handlers.detection.batch_norm import calibrate_batch_norm
 from handlers.detection.data import fit
 from handlers.detection.errors import machine_fault
@@ -107,6 +108,34 @@ def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
     _, class_ids, kept = best_boxes(boxes, scores)
     assert class_ids.tolist() == [1, 2]
     assert kept.tolist() == pytest.approx([0.9, 0.7])
+
+
+def test_a_box_is_voted_on_by_those_of_its_class_that_overlap_it() -> None:
+    """To their mean, weighted by their scores for the class; not by those of another class, nor by those far off."""
+    boxes = torch.tensor(
+        [
+            [0.10, 0.1, 0.50, 0.5],
+            [0.14, 0.1, 0.54, 0.5],
+            [0.06, 0.1, 0.46, 0.5],  # surely something else
+            [0.40, 0.1, 0.80, 0.5],  # overlaps the first by a seventh
+            [0.90, 0.9, 0.90, 0.9],  # without an area: it overlaps not even itself
+        ]
+    )
+    scores = torch.tensor([[0.8, 0.4, MIN_SCORE / 2, 0.0, 0.3], [0.0, 0.0, 0.9, 0.7, 0.0]])
+    voted, class_ids, best = best_boxes(boxes, scores)
+    assert class_ids.tolist() == [2, 1, 2, 1]
+    assert best.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.3])
+    expected = torch.stack([boxes[2], (2 * boxes[0] + boxes[1]) / 3, boxes[3], boxes[4]])
+    assert torch.allclose(voted, expected, atol=1e-6)
+
+
+def test_a_file_that_votes_otherwise_is_found_out(
+    network: Network, exported: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The boxes that it keeps are torch's, and where it puts them is looked at as well."""
+    monkeypatch.setattr(suppression, "VOTE_IOU", 0.9)
+    with pytest.raises(ExportMismatch, match="differ from torch's"):
+        check_export(network, exported, images)
 
 
 def test_every_network_that_is_admitted_can_be_built() -> None:
