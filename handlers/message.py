@@ -15,8 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+import anyio
 import anyio.to_thread
 import orjson
+from anyio.streams.memory import MemoryObjectSendStream
 
 from handlers.errors import PermanentError
 from handlers.store import Store
@@ -150,7 +152,6 @@ async def build_message(store: Store, task: Task, path: Path, refs: Path) -> Non
     `refs` gets a JSON line an image, `{"id", "mongodb_id", "file_id"}`: where its bytes are in GridFS.
     """
     spools = path.with_suffix(".images"), path.with_suffix(".instances")
-    # Plain blocking files: a write of a batch costs less than the hop to a thread.
     with (
         spools[0].open("w+b") as images,
         spools[1].open("w+b") as instances,
@@ -158,15 +159,42 @@ async def build_message(store: Store, task: Task, path: Path, refs: Path) -> Non
         path.open("wb") as out,
     ):
         message = _Message(images, instances)
-        async with aclosing(_images(store, task)) as batches:
-            async for batch, split in batches:
-                labels = await store.records.labels_of(batch)
-                for image in batch:
-                    message.add(image, labels.get(str(image["_id"]), []), split)
-                    _write(references, image_ref(message.image_count, str(image["_id"]), image.get("file_id")))
-        out.writelines(message.parts(task, await store.database.now()))
+
+        def add(batch: _Batch) -> None:
+            for image in batch.images:
+                message.add(image, batch.labels.get(str(image["_id"]), []), batch.split)
+                _write(references, image_ref(message.image_count, str(image["_id"]), image.get("file_id")))
+
+        # The server looks for the next batch while this one is written; in a thread, since a tenth of a second of it
+        # would keep other tasks waiting for their admission.
+        send, receive = anyio.create_memory_object_stream[_Batch](0)
+        try:
+            async with anyio.create_task_group() as group, receive:
+                group.start_soon(_read, store, task, send)
+                async for batch in receive:
+                    await anyio.to_thread.run_sync(add, batch)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        created = await store.database.now()
+        await anyio.to_thread.run_sync(lambda: out.writelines(message.parts(task, created)))
     for spool in spools:
         spool.unlink()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Image records with their labels, by hex image id."""
+
+    images: list[Document]
+    labels: dict[str, list[Document]]
+    #: None is to be decided at the end.
+    split: str | None
+
+
+async def _read(store: Store, task: Task, send: MemoryObjectSendStream[_Batch]) -> None:
+    async with send, aclosing(_images(store, task)) as batches:
+        async for images, split in batches:
+            await send.send(_Batch(images, await store.records.labels_of(images), split))
 
 
 async def read_given(store: Store, path: Path, refs: Path) -> None:
