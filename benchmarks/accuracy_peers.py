@@ -1,6 +1,6 @@
 """What others make of the same images: their detectors, their own recipes, as many views of images as ours.
 
-    python benchmarks/accuracy_peers.py torchvision [--datasets bccd dice] [--seeds 1] [--iterations N]
+    python benchmarks/accuracy_peers.py torchvision [--datasets bccd dice] [--seeds 1] [--iterations 1000]
     python benchmarks/accuracy_peers.py ultralytics …
 
 `torchvision`: its SSDLite at 320 pixels on MobileNetV2 with the ImageNet weights that ours begins with, trained as its
@@ -62,18 +62,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=DATASETS, help="where the data sets are, each a COCO folder")
     parser.add_argument("--datasets", nargs="+", default=["bccd", "dice"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--iterations", type=int, help="instead of as many as ours has")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="as many as ours has")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     chosen = parser.parse_args()
     for name in chosen.datasets:
         folder = Folder(chosen.folder / name)
-        iterations = chosen.iterations or ITERATIONS.get(name, 1000)
         for seed in chosen.seeds:
             begun = time.monotonic()
-            detect = PEERS[chosen.peer](folder, seed, iterations)
+            detect = PEERS[chosen.peer](folder, seed, chosen.iterations)
             seconds = time.monotonic() - begun
             row = {"peer": chosen.peer, "dataset": name, "seed": seed, **measured(folder, detect)}
-            keep(row | {"seconds": round(seconds), "iterations": iterations}, chosen.out)
+            keep(row | {"seconds": round(seconds), "iterations": chosen.iterations}, chosen.out)
 
 
 def measured(folder: Folder, detect: Detect) -> Document:

@@ -31,7 +31,8 @@ def best_boxes(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns (boxes [D, 4], class ids [D] from 1, scores [D], descending) with D at most `MAX_DETECTIONS`.
     """
     kept, class_ids, best = suppress(boxes, scores)
-    return vote(kept, class_ids, boxes, scores), class_ids, best
+    heard = voters(scores)
+    return vote(kept, class_ids, boxes[heard], scores[:, heard]), class_ids, best
 
 
 def suppress(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,15 +43,19 @@ def suppress(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return boxes[rows[kept]], classes[kept] + 1, found[kept]
 
 
+def voters(scores: Tensor) -> Tensor:
+    """int64 [V]: which of the predictions of an image, with `scores` [classes, A], have a say in where boxes are."""
+    return scores.amax(0).topk(min(VOTERS, scores.shape[-1]), sorted=False).indices
+
+
 def vote(kept: Tensor, class_ids: Tensor, boxes: Tensor, scores: Tensor) -> Tensor:
-    """The boxes `kept` [D, 4], of `class_ids` [D] (from 1), each moved to the mean of all `boxes` [A, 4] that overlap
-    it, weighted by their `scores` [classes, A] for its class (Gidaris & Komodakis 2015, 3.3).
+    """The boxes `kept` [D, 4], of `class_ids` [D] (from 1), each moved to the mean of all `boxes` [V, 4] that overlap
+    it, weighted by their `scores` [classes, V] for its class (Gidaris & Komodakis 2015, 3.3).
 
     The best score does not mark the best box: it says what an object is. Those around it were right about where it ends
     to about the same degree, and their errors even out.
     """
-    voters = scores.amax(0).topk(min(VOTERS, scores.shape[-1]), sorted=False).indices
-    boxes, weights = boxes[voters], scores[:, voters][class_ids - 1]
+    weights = scores[class_ids - 1]
     weights = torch.where((box_iou(kept, boxes) > VOTE_IOU) & (weights > MIN_SCORE), weights, 0.0)
     total = weights.sum(dim=1, keepdim=True)
     # A box without an area overlaps nothing, itself included.
