@@ -7,10 +7,11 @@ shows them; tasks come one by one to one idle worker. Ours is a real `dltask ser
 one task it sees the event, reads the document, asks whether the number is free (DL_MODEL), the tables are filled (two
 reads) and the data set has images, admits by an update, and claims by a find-and-modify.
 
-The floor is a process of its own with a bare `AsyncMongoClient` and no reads: event, one find_one_and_update to
-PENDING, one to RUNNING. The poller is the same without a change stream, looking once a second, as FiftyOne, ClearML and
-Geti do. For Celery (default settings, Redis without any disk) the time is from before `delay()` to the first line of
-the task, so that no news has to come back to its client.
+The floor is a process of its own with a bare `AsyncMongoClient` that makes the same round trips in the same order:
+the event, the document, the four reads at once, one find_one_and_update to PENDING, one to RUNNING. A further line is
+without the reads, which is the least that any service would do. The poller is that without a change stream, looking
+once a second, as FiftyOne, ClearML and Geti do. For Celery (default settings, Redis without any disk) the time is
+from before `delay()` to the first line of the task, so that no news has to come back to its client.
 """
 
 import argparse
@@ -54,15 +55,27 @@ async def answer(tasks, query):
 async def main():
     tasks = AsyncMongoClient(sys.argv[1])[sys.argv[2]].DL_TASK
 """
-WATCH = f"""{_SCRIPT}
-    pipeline = [{{"$match": {{"operationType": "insert"}}}}, {{"$project": {{"documentKey": 1}}}}]
+_WATCH = """
+    pipeline = [{"$match": {"operationType": "insert"}}, {"$project": {"documentKey": 1}}]
     async with await tasks.watch(pipeline) as stream:
         print("ready", flush=True)
         async for event in stream:
+            READ
             await answer(tasks, event["documentKey"])
 
 asyncio.run(main())
 """
+_READ = """
+            found, db = await tasks.find_one(event["documentKey"]), tasks.database
+            await asyncio.gather(
+                db.DL_MODEL.find_one({"task_id": found["task_id"]}),
+                db.IMG_INFO.find_one({}, {"_id": True}),
+                db.IMG_LAB_INFO.find_one({}, {"_id": True}),
+                db.IMG_INFO.find_one({"dataset": found["dataset"], "split": {"$ne": "test"}}, {"_id": True}),
+            )
+"""
+WATCH_AND_READ = _SCRIPT + _WATCH.replace("            READ\n", _READ)
+WATCH = _SCRIPT + _WATCH.replace("            READ\n", "")
 POLL = f"""{_SCRIPT}
     print("ready", flush=True)
     while True:
@@ -175,7 +188,8 @@ async def main() -> None:
         with celery_peer(python) if python else nullcontext() as peer:
             measures: dict[str, Callable[[], dict[str, list[float]]]] = {
                 "ours": partial(measure, uri, ours, count, ends=True),
-                "floor": partial(measure, uri, partial(bare, WATCH), count),
+                "floor": partial(measure, uri, partial(bare, WATCH_AND_READ), count),
+                "no reads": partial(measure, uri, partial(bare, WATCH), count),
                 # Pauses as long as its own, or each task would come right after a look.
                 "poller": partial(measure, uri, partial(bare, POLL), max(count // 5, 5), pause_seconds=1),
             }
@@ -200,11 +214,14 @@ async def main() -> None:
                 "ms",
                 values["ours"],
                 floor=values["floor"],
-                floor_is="bare AsyncMongoClient, no reads",
+                floor_is="bare AsyncMongoClient, the same round trips",
                 peer=values.get(peer_name, ()),
                 peer_is={"poller": "poller at 1 s", "celery": "Celery, Redis"}[peer_name],
                 reach=reach,
             )
+            ratios = [mine / bare for mine, bare in zip(values["ours"], values["no reads"], strict=True)]
+            least = statistics.median(values["no reads"])
+            print(f"  without any reads: {least:.3g} ms, ratio {statistics.median(ratios):.3g}", flush=True)
             if peer_name != "poller":
                 print(f"  poller at 1 s: {statistics.median(values['poller']):.0f} ms", flush=True)
 
