@@ -80,6 +80,27 @@ def test_other_images_are_not(shared_datasets: Path, dataset: str, pairs: set[tu
     assert {(known.ids[one], known.ids[other]) for one, other in alike} == pairs
 
 
+@pytest.mark.parametrize("shape", [(480, 640), (97, 61), (61, 1201), (16, 16)])
+def test_the_cells_are_those_of_opencv(shape: tuple[int, int]) -> None:
+    """Shrunk by area, to the bit: so whoever has OpenCV can compute the same."""
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    image = cv2.GaussianBlur(image, (0, 0), min(shape) / 8, borderType=cv2.BORDER_REFLECT)
+    image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    across, down = (cv2.resize(grey, size, interpolation=cv2.INTER_AREA) for size in ((9, 8), (8, 9)))
+    bits = np.concatenate([(across[:, 1:] > across[:, :-1]).ravel(), (down[1:] > down[:-1]).ravel()])
+    assert distance(fingerprint(image), np.packbits(bits).tobytes()) <= 1
+
+
+def test_a_large_bright_image_has_that_of_its_smaller_copy() -> None:
+    """The sum of its pixels is more than 32 bits hold."""
+    rows, columns = np.mgrid[0:1:3000j, 0:1:4000j]
+    grey = (200 + 55 * np.sin(7 * columns) * np.cos(5 * rows)).astype(np.uint8)
+    large = np.repeat(grey[..., None], 3, axis=2)
+    assert int(grey.sum()) > 2**31
+    assert distance(fingerprint(large), fingerprint(smaller(large))) <= MAX_DISTANCE
+
+
 def test_a_flipped_image_is_another(shared_datasets: Path) -> None:
     """As the docs say."""
     [image] = photographs(shared_datasets / "bccd", 1).values()
