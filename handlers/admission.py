@@ -21,7 +21,15 @@ from schemas.enums import TaskErrorCode, TaskTypeClass, member
 from schemas.networks import NETWORKS
 from schemas.numbers import UINT64_MAX, bson_uint64, whole_number
 from schemas.params import ParamClass, ParamError, check_params, shown, split_model_name, stored_params
-from schemas.task import DEFAULT_MAX_ATTEMPTS, MAX_DOCUMENT_BYTES, MAX_PATIENCE, object_id, read_trace, task_name
+from schemas.task import (
+    DEFAULT_MAX_ATTEMPTS,
+    ID_LISTS,
+    MAX_DOCUMENT_BYTES,
+    MAX_PATIENCE,
+    object_id,
+    read_trace,
+    task_name,
+)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -115,13 +123,17 @@ async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | R
         filled = [partial(_filled, store, "IMG_INFO")]
         if task_type is TaskTypeClass.TRAIN:
             filled.append(partial(_filled, store, "IMG_LAB_INFO"))
-        *_, message_id, split = await _in_order(
+        images = partial(_images, store, document, task_type)
+        # Ids are looked for once all else is right: half a million take seconds, and memory.
+        by_id = any(document.get(name) for name in ID_LISTS)
+        found = await _in_order(
             unused,
             partial(_model, store, task_type, params),
             *filled,
             partial(_message, store, document),
-            partial(_images, store, document, task_type),
+            *([] if by_id else [images]),
         )
+        message_id, split = (found[-1], await images()) if by_id else found[-2:]
     except _Rejected as rejected:
         return rejected.rejection
     except Unreadable as error:
