@@ -174,6 +174,7 @@ async def build_message(store: Store, task: Task, path: Path, refs: Path) -> Non
                 async for batch in receive:
                     await anyio.to_thread.run_sync(add, batch)
         except ExceptionGroup as errors:
+            # Of the two only the first to fail: it ends the other. Callers know it by its own type.
             raise errors.exceptions[0] from None
         created = await store.database.now()
         await anyio.to_thread.run_sync(lambda: out.writelines(message.parts(task, created)))
