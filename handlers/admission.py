@@ -222,6 +222,7 @@ def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[
         }
         if document.get("patience") is not None:
             numbers["patience"] = _whole(document, "patience", 0, 1, MAX_PATIENCE)
+        _flag(document, "mirror")
         for field in ("dataset", "split"):
             _name(document, field)
         if task_type is TaskTypeClass.TRAIN and document.get("split") == "test":
@@ -255,6 +256,12 @@ def _whole(document: Mapping[str, Any], field: str, default: int, low: int, high
     except ValueError:
         pass
     raise ParamError(field, f"{field} is {shown(value)}; expected a whole number from {low} to {high}")
+
+
+def _flag(document: Mapping[str, Any], field: str) -> None:
+    value = document.get(field)
+    if not isinstance(value, bool | None):
+        raise ParamError(field, f"{field} is {shown(value)}; expected true or false")
 
 
 def _name(document: Mapping[str, Any], field: str) -> None:

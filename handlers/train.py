@@ -34,6 +34,7 @@ async def prepare(store: Store, cache: ImageCache, task: Task, folder: Path, dev
             "start_from": weights,
             "batch_size_limit": task.batch_size_limit,
             "patience": task.patience,
+            "mirror": task.mirror,
         }
     )
 

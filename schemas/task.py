@@ -80,6 +80,7 @@ class TaskRequest(BaseModel):
         le=MAX_PATIENCE,
         description="TRAIN: end once so many iterations have brought no better mAP on the validation images.",
     )
+    mirror: bool = Field(default=True, description="TRAIN: mirror half of the training images, left to right.")
     cancel_requested: bool = Field(default=False, description="Set to true to cancel.")
     traceparent: str | None = Field(default=None, description="W3C Trace Context: the client's trace and span.")
     tracestate: str | None = Field(default=None, description="W3C Trace Context.")
@@ -122,6 +123,8 @@ class Task(BaseModel):
     runs_alone: bool = False
     #: A training ends once so many iterations have brought no better mAP on the validation images; None: never early.
     patience: int | None = None
+    #: A training mirrors half of its images.
+    mirror: bool = True
     #: The client's trace; None where it has none, or none that is one.
     trace: Trace | None = None
     #: Why what the client gave for a trace is none.
@@ -163,6 +166,7 @@ class Task(BaseModel):
             batch_size_limit=document.get("batch_size_limit"),
             runs_alone=document.get("runs_alone") is True,
             patience=None if document.get("patience") is None else _whole(document, "patience", 1, MAX_PATIENCE),
+            mirror=document.get("mirror") is not False,
             trace=trace,
             trace_problem=trace_problem,
         )

@@ -98,6 +98,8 @@ class Job(_Frozen):
     batch_size_limit: int | None = None
     #: TRAIN: end once so many iterations have brought no better mAP on the validation images; None: never early.
     patience: int | None = None
+    #: TRAIN: mirror half of the training images, left to right.
+    mirror: bool = True
     #: TEST only.
     model: TestedModel | None = None
 

@@ -86,9 +86,10 @@ class Overlap:
             iou = overlaps(corners, self.corners)
             own[start : start + _BLOCK] = iou.argmax(axis=1)
             highest = iou.max(axis=0)
-            more = highest > most
-            owner[more] = start + iou.argmax(axis=0)[more]
-            most[more] = highest[more]
+            # Whose it is only matters where it is a match, and takes longer to find than all else here.
+            more = np.flatnonzero((highest > most) & (highest >= self.match))
+            owner[more] = start + iou[:, more].argmax(axis=0)
+            np.maximum(most, highest, out=most)
         matched = np.where(most >= self.match, owner, -1)
         matched[own] = np.arange(len(objects))
         neither = (most >= self.unclear) | _crowded(boxes, self.corners, self.match)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from handlers.detection.augment import ALWAYS
+from handlers.detection.augment import ALWAYS, MIRRORED
 from handlers.detection.batch_norm import calibrate_batch_norm
 from handlers.detection.batches import Batches, BatchPlan, ImageStore
 from handlers.detection.card import training_facts
@@ -122,7 +122,8 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         _stop_if_asked(ranks, stopping, state.iteration)
 
         # --- iterations
-        plan = BatchPlan(state.seed, batch_size, share, parts, tuple(params.dataset_expansion_lst), input_size)
+        expansion = tuple(params.dataset_expansion_lst)
+        plan = BatchPlan(state.seed, batch_size, share, parts, expansion, input_size, job.mirror)
         batches = Batches(plan, data.train, store, network.assigner(), network.predictions)
         reporter = Reporter(emit, params.max_num_iters, batch_size, state.measurements)
         # The snapshot may be of the measurement with which it was over.
@@ -194,7 +195,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             leaks=data.leaks(emit),
             images=data.used(),
             reports={curve.name: curve, **pictures},
-            card=training_facts(job, data, batch_size, " ".join([learner.recipe, ALWAYS, *_patience(job)])),
+            card=training_facts(job, data, batch_size, _recipe(job, learner)),
         )
         report = html_report(job, data.message, trained, notes.texts)
         return trained.model_copy(update={"reports": {report.name: report, **trained.reports}})
@@ -275,9 +276,14 @@ def _no_better(job: Job, state: TrainingState, ranks: Ranks) -> bool:
     return over
 
 
-def _patience(job: Job) -> list[str]:
+def _recipe(job: Job, learner: Learner) -> str:
     """For the card of the model."""
-    return [f"To end early once {job.patience} iterations bring no better mAP."] if job.patience is not None else []
+    parts = [learner.recipe, ALWAYS]
+    if job.mirror:
+        parts.append(MIRRORED)
+    if job.patience is not None:
+        parts.append(f"To end early once {job.patience} iterations bring no better mAP.")
+    return " ".join(parts)
 
 
 def _announce_snapshot(out: Path, identity: Identity, state: TrainingState, emit: Emit) -> None:

@@ -50,7 +50,7 @@ _ROW = {
 #: What the page of one task shows besides.
 _DETAIL = {
     **{name: size for name, size in _ROW.items() if "." not in name},
-    **dict.fromkeys(("error_code", "max_attempts", "lease_renewed_at", "batch_size_limit", "patience"), 200),
+    **dict.fromkeys(("error_code", "max_attempts", "lease_renewed_at", "batch_size_limit", "patience", "mirror"), 200),
     **dict.fromkeys(("dataset", "split", "json_mongodb_id", "traceparent", "trace_parent"), 2000),
     "snapshot": 2000,
     "param_request": 50_000,

@@ -61,7 +61,7 @@ _WITHOUT_LISTS = dict.fromkeys(ID_LISTS, False)
 _OF_A_RUN: Document = dict.fromkeys(
     (
         *("task_id", "task_type", "param_request", "dataset", "split", "json_mongodb_id", "owner", "attempt"),
-        *("create_time", "snapshot", "batch_size_limit", "runs_alone", "patience"),
+        *("create_time", "snapshot", "batch_size_limit", "runs_alone", "patience", "mirror"),
     ),
     True,
 ) | {name: bounded(name, 1000) for name in TRACE_FIELDS}

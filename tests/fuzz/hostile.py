@@ -28,6 +28,8 @@ CLIENT_FIELDS = (
     "json_mongodb_id",
     "priority",
     "max_attempts",
+    "patience",
+    "mirror",
     "cancel_requested",
     "unknown",
 )
@@ -63,6 +65,8 @@ CODES = {
     "json_mongodb_id": {2},
     "priority": {7},
     "max_attempts": {7},
+    "patience": {7},
+    "mirror": {7},
     "cancel_requested": set(),
     "unknown": set(),
 }

@@ -265,6 +265,7 @@ CLIENT_FIELDS = (
     "priority",
     "max_attempts",
     "patience",
+    "mirror",
     "cancel_requested",
     "unknown",
 )

@@ -44,14 +44,14 @@ def test_a_training_begins_with_the_weights_of_a_version(
     assert named <= set(db["models.files"].distinct("_id"))
 
 
-def test_patience_reaches_the_child(db: Db, serve: Serve, image_ids: list[ObjectId], tmp_path: Path) -> None:
+def test_patience_and_mirror_reach_the_child(db: Db, serve: Serve, image_ids: list[ObjectId], tmp_path: Path) -> None:
     """As a client of any language writes the number; one that has none says nothing of it."""
     serve()
-    for number, more in ((1, {"patience": 40.0}), (2, {})):
+    for number, more in ((1, {"patience": 40.0, "mirror": False}), (2, {})):
         db.DL_TASK.insert_one(train_request(number, **more))
         assert ended(db, number)["status"] == "SUCCEEDED"
     jobs = [json.loads(line)["job"] for line in (tmp_path / "children.jsonl").read_text().splitlines()]
-    assert [job["patience"] for job in jobs] == [40, None]
+    assert [(job["patience"], job["mirror"]) for job in jobs] == [(40, False), (None, True)]
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ async def test_a_used_number_comes_before_everything_but_the_type(full: Store) -
         ({"priority": 2**31}, CODES.PARAM_INVALID, "priority", [str(2**31)]),
         ({"max_attempts": 0}, CODES.PARAM_INVALID, "max_attempts", ["0", "from 1 to 100"]),
         ({"patience": 0.5}, CODES.PARAM_INVALID, "patience", ["0.5", "whole number from 1 to"]),
+        ({"mirror": "no"}, CODES.PARAM_INVALID, "mirror", ["'no'", "true or false"]),
         ({"dataset": ["toy"]}, CODES.PARAM_INVALID, "dataset", ["['toy']", "text"]),
         ({"split": {"$ne": "test"}}, CODES.PARAM_INVALID, "split", ["$ne", "text"]),
         ({"dataset": "a\u202eb"}, CODES.PARAM_INVALID, "dataset", ["printable"]),

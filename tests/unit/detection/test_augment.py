@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handlers.detection.augment import expand
+from handlers.detection.augment import expand, vary
 from handlers.detection.boxes import Boxes, make_boxes
 from handlers.detection.geometric import GEOMETRIC, MIN_VISIBLE, Geometric, reframe
 from handlers.detection.photometric import PHOTOMETRIC, relight
@@ -149,6 +149,19 @@ def test_every_training_image_is_framed_anew() -> None:
         assert len(seen) > 0
     assert 0.5 < min(shares) < 0.65
     assert 1.35 < max(shares) < 1.65
+
+
+def test_half_of_the_training_images_are_mirrored_unless_told_otherwise() -> None:
+    """A dark half that is on the left comes to the right half of the times; with `mirror` off never."""
+    image = np.full((60, 60, 3), 200, np.uint8)
+    image[:, :30] = 20
+
+    def on_the_right(seed: int, mirror: bool) -> bool:
+        seen, _ = vary(image, make_boxes([]), (), np.random.default_rng(seed), 32, mirror=mirror)
+        return bool(seen[:, :16].mean() > seen[:, 16:].mean())
+
+    assert 70 < sum(on_the_right(seed, mirror=True) for seed in range(200)) < 130
+    assert not any(on_the_right(seed, mirror=False) for seed in range(200))
 
 
 def test_every_training_image_is_lit_anew() -> None:

@@ -4,12 +4,13 @@ import json
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from drawn import make_job, message
 
-from handlers.detection.boxes import make_boxes
-from handlers.detection.data import image_paths, load_samples, read_message, separate_validation, shrink
+from handlers.detection.boxes import Image, make_boxes
+from handlers.detection.data import fit, image_paths, load_samples, read_message, separate_validation, shrink
 from handlers.detection.errors import DataError
 from schemas.message import RequestMessage
 
@@ -88,3 +89,26 @@ def test_large_images_shrink_with_their_boxes() -> None:
     assert smaller.xyxy.tolist() == [[50.0, 25.0, 150.0, 75.0]]
     same, _ = shrink(image, boxes, 500)
     assert same is image
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (97, 300), (70, 400), (64, 64), (129, 129), (1000, 65)])
+def test_an_image_is_shrunk_nearly_as_by_area(shape: tuple[int, int]) -> None:
+    """Also where one side shrinks more than the other: a line of one pixel stays visible, and stays where it is."""
+    height, width = shape
+    image = np.linspace(0, 100, height, dtype=np.uint8)[:, None, None].repeat(width, 1).repeat(3, 2)
+    image[:, width // 2] = 255
+    found, expected = (one[..., 0].astype(int) for one in (fit(image, 64), by_area(image)))
+    assert np.abs(found - expected).mean() < 1
+    line = found[0]
+    assert line.argmax() in range(30, 34)
+    assert line.max() > 0.4 * 255 * 64 / width
+
+
+def by_area(image: Image) -> Image:
+    return np.asarray(cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 100_000), (100_000, 1), (3, 129), (7, 64)])
+def test_an_image_of_any_form_is_stretched(shape: tuple[int, int]) -> None:
+    """What is stretched on one side does not first grow on the other: a sliver of 100 megapixels fits into memory."""
+    assert (fit(np.full((*shape, 3), 77, np.uint8), 64) == 77).all()
