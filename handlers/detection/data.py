@@ -207,11 +207,10 @@ def _scaled(image: Image, width: int, height: int) -> Image:
     less than half its length: in several steps where one does. Nearly what `cv2.INTER_AREA` gives, in a fifth of its
     time.
     """
+    wanted = (height, width)
     while image.shape[0] > 2 * height or image.shape[1] > 2 * width:
-        half = [
-            side // 2 if side > 2 * wanted else side for side, wanted in zip(image.shape, (height, width), strict=False)
-        ]
-        image = np.asarray(cv2.resize(image, half[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
+        rows, columns = (-(-image.shape[k] // 2) if image.shape[k] > 2 * wanted[k] else image.shape[k] for k in (0, 1))
+        image = np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR), np.uint8)
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
