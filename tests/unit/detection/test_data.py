@@ -98,7 +98,7 @@ def test_an_image_is_shrunk_nearly_as_by_area(shape: tuple[int, int]) -> None:
     image = np.linspace(0, 100, height, dtype=np.uint8)[:, None, None].repeat(width, 1).repeat(3, 2)
     image[:, width // 2] = 255
     found, expected = (one[..., 0].astype(int) for one in (fit(image, 64), by_area(image)))
-    assert np.abs(found - expected).mean() < 1
+    assert np.abs(found - expected).mean() < 2
     line = found[0]
     assert line.argmax() in range(30, 34)
     assert line.max() > 0.4 * 255 * 64 / width
