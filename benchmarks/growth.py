@@ -60,7 +60,6 @@ LABELS_EACH = 10
 DRAINED = 1000
 #: How often a thing is done in one round, of which the median counts.
 _EACH = 10
-NOTHING_FITS = "claim where nothing fits"
 
 _PICTURE = Path(__file__).parents[1] / "docs" / "images" / "growth.png"
 
@@ -143,11 +142,10 @@ async def of_queues(uri: str, rounds: int) -> dict[str, Series]:
             "claim and end of a task": lambda queue: milliseconds(again(queue.claim_and_end)),
             "admission": lambda queue: milliseconds(queue.admission),
             "sweep": lambda queue: milliseconds(again(queue.sweep)),
-            NOTHING_FITS: lambda queue: milliseconds(queue.nothing),
+            "claim where nothing fits": lambda queue: milliseconds(queue.nothing),
         }
         for name, measure in measures.items():
-            sizes = TASKS_WAITING[:-1] if name == NOTHING_FITS else TASKS_WAITING
-            found[name] = await _in_turn({size: partial(measure, queues[size]) for size in sizes}, rounds)
+            found[name] = await _in_turn({size: partial(measure, queues[size]) for size in TASKS_WAITING}, rounds)
     with MongoClient[dict[str, Any]](uri) as client:
         for size in TASKS_WAITING:
             client.drop_database(f"growth_{size}")

@@ -13,11 +13,13 @@ from schemas.version import SCHEMA_VERSION
 _DUPLICATE_KEY = 11000
 _UNAUTHORIZED = 13
 
+CLAIM_INDEX = "claim"
+
 INDEXES: Mapping[str, Sequence[IndexModel]] = {
     "DL_TASK": [
         # Partial, so that documents with no, negative or textual ids can each be inserted, and be rejected with a code.
         IndexModel("task_id", unique=True, partialFilterExpression={"task_id": {"$gte": 0}}, name="task_id"),
-        # Claim and sweep; the device fields let a claim pass over tasks that do not fit without fetching them.
+        # All that waits and runs, in the order of the queue. The device fields are for claims of release 0.1.0.
         IndexModel(
             [
                 ("status", ASCENDING),
@@ -30,6 +32,17 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
             # Not of documents as clients write them, nor of rejected ones: MongoDB refuses to index two lists of one
             # document, and a client would get a driver's error instead of a code.
             partialFilterExpression={"error_code": 0},
+        ),
+        # What waits, by kind of device: a claim passes over no task for another kind, of which there may be a million.
+        IndexModel(
+            [
+                ("param_request.device_type", ASCENDING),
+                ("priority", DESCENDING),
+                ("create_time", ASCENDING),
+                ("param_request.device_num", ASCENDING),
+            ],
+            name=CLAIM_INDEX,
+            partialFilterExpression={"status": "PENDING", "error_code": 0},
         ),
         # The two that follow hold next to nothing. Without them each sweep of each worker would fetch all waiting tasks
         # to see whether a cancel is requested (a million: half a minute), and each start, whether they are newer.

@@ -6,7 +6,7 @@ the task matches nothing and learns it. And a state change is one update that al
 clock (`$$NOW`); values that came from users stand under `$literal`, since a pipeline would expand `'$status'` in them.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +39,7 @@ from handlers.store.expressions import (
     is_count,
     literal,
 )
+from handlers.store.indexes import CLAIM_INDEX
 from schemas.enums import TaskErrorCode, TaskStatus
 from schemas.numbers import bson_uint64
 from schemas.params import shown
@@ -65,6 +66,9 @@ _OF_A_RUN: Document = dict.fromkeys(
     ),
     True,
 ) | {name: bounded(name, 1000) for name in TRACE_FIELDS}
+
+#: Code of an operation whose hint names no index, among others.
+_BAD_VALUE = 2
 
 #: Codes of an update whose outcome, or answer, would be over 16 MB, or nested deeper than MongoDB knows.
 _UNFIT = (17419, 10334, 17280, 15)
@@ -316,7 +320,7 @@ class Tasks:
         }
         while True:
             try:
-                claimed = await self._db.call(
+                claimed = await self._by_claim_index(
                     self._raw.find_one_and_update,
                     waiting,
                     update,
@@ -334,6 +338,16 @@ class Tasks:
                 await self._set_aside(waiting, error)
                 continue
             return None if claimed is None else _runnable(claimed)
+
+    async def _by_claim_index(self, operation: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
+        """`operation` on what waits. By an index that the server chooses it may pass over all for other devices."""
+        try:
+            return await self._db.call(operation, *arguments, hint=CLAIM_INDEX, **options)
+        except StoreError as error:
+            if getattr(error, "code", None) != _BAD_VALUE:
+                raise
+            # The index is not there, and could not be made: more slowly, then.
+            return await self._db.call(operation, *arguments, **options)
 
     async def _set_aside(self, waiting: Document, error: StoreError) -> None:
         """End the first of the queue, whose document takes no claim: else it would stop all that wait behind it."""
@@ -354,7 +368,7 @@ class Tasks:
 
     async def head(self, kind: str, total: int, patience_seconds: float, *, least: int = 1) -> Head | None:
         """The best due task that fits into `total` devices of a kind, and needs at least `least`."""
-        found = await self._db.call(
+        found = await self._by_claim_index(
             self._tasks.find_one,
             {
                 "status": TaskStatus.PENDING.name,

@@ -23,15 +23,15 @@ Entry = dict[str, Any]
 TASKS = int(os.environ.get("DLTASK_PLAN_TASKS", "100000"))
 WAITING = TASKS // 10
 #: What stands before all others in the queue: tasks for another device, and tasks whose retry is not due.
-UNFIT, BACKING_OFF = 40, 20
+UNFIT, BACKING_OFF = TASKS // 10, 20
 CANCELLED, LOST, NEW = 5, 8, 12
-#: What any query may examine besides what it returns: all that runs, and all that stands before the others.
-CONSTANT = UNFIT + BACKING_OFF + 2 * LOST + 10
+#: What any query may examine besides what it returns: all that runs, and all whose retry is not due.
+CONSTANT = BACKING_OFF + 2 * LOST + 10
 
 #: What stands in the queries of DL_TASK that must have been seen, lest the test pass because nothing was asked.
 KINDS = {
-    "claim": ("'findAndModify': 'DL_TASK'", "'sort': {'priority'"),
-    "head of the queue": ("'find': 'DL_TASK'", "'sort': {'priority'"),
+    "claim": ("'findAndModify': 'DL_TASK'", "'sort': {'priority'", "'hint': 'claim'"),
+    "head of the queue": ("'find': 'DL_TASK'", "'sort': {'priority'", "'hint': 'claim'"),
     "new documents": ("'filter': {'admitted_id': None",),
     "copies": ("'hint': 'admitted'",),
     "waiting, to be cancelled": ("'find': 'DL_TASK'", "'cancel_requested': True"),
@@ -91,7 +91,8 @@ def test_no_query_examines_more_than_it_returns(db: Db, crowd: int, serve: Calla
     """Through a worker's start, sweeps, admissions by sweep and by stream, claims, trainings, and its end.
 
     One exception, which examines keys alone: a worker that starts, or has lost the stream's history, reads the index
-    `admitted` from end to end (`Tasks.copied_keys`). And a claim passes over each key of a task for other devices.
+    `admitted` from end to end (`Tasks.copied_keys`). Not seen here: a claim passes over each key of a task that needs
+    more devices of its kind than are free.
     """
     db.create_collection("system.profile", capped=True, size=256 << 20)
     requests = [train_request(2 * TASKS + number, iterations=1) for number in range(NEW)]

@@ -82,6 +82,15 @@ def server_time(db: Db) -> datetime:
 # ---- the queue
 
 
+@pytest.fixture(params=["indexes", "no index"])
+async def either_way(request: pytest.FixtureRequest, store: Store, db: Db) -> None:
+    """With the indexes, one of which claims name, and without, as where nobody may create them."""
+    db.DL_TASK.drop_indexes()
+    if request.param == "indexes":
+        await store.indexes.create()
+
+
+@pytest.mark.usefixtures("either_way")
 async def test_higher_priority_first_then_age(store: Store, db: Db) -> None:
     """The best is the one of highest priority, among equals the oldest; a task_id says nothing."""
     for task_id, priority in ((9, 0), (8, 5), (7, -1), (6, 5), (5, 0)):
@@ -92,6 +101,7 @@ async def test_higher_priority_first_then_age(store: Store, db: Db) -> None:
     assert order == [8, 6, 9, 5, 7]
 
 
+@pytest.mark.usefixtures("either_way")
 async def test_a_task_is_taken_only_where_its_devices_are(store: Store, db: Db) -> None:
     """Kind and number fit, whatever the priority of what does not fit."""
     await pending(store, db, 1, device="GPU", number=2, priority=9)
