@@ -1,4 +1,4 @@
-"""A model's card as Markdown: what a version was made of, how, and how good it is."""
+"""A model's card, as Markdown and as facts: what a version was made of, how, and how good it is."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,51 +11,62 @@ Document = Mapping[str, Any]
 
 def markdown(model: Document) -> str:
     """The card of a version's document. One that release 0.1.0 made has no `card`, and says less."""
-    card = part(model, "card")
-    made = model.get("create_time")
-    time = iso(made) if isinstance(made, datetime) else ""
-    side = model.get("input_size")
-    parent = model.get("parent_version")
+    card, said = part(model, "card"), facts(model)
     sections = [
         f"# {_text(model.get('model_name'))}:{_text(model.get('version'))}",
-        _facts(
-            {
-                "made": f"{time} by task {task_number(model.get('task_id'))}",
-                "network": f"{model.get('net_model')} {model.get('model_scope')}, {side} x {side} pixels",
-                "began with": card.get("initial_weights"),
-                "parent": None if parent is None else f"{model.get('model_name')}:{parent}",
-                "iterations": card.get("iterations"),
-                "best iteration": card.get("best_iteration"),
-                "device": card.get("device"),
-                "seconds": card.get("seconds"),
-                "sha256 of the ONNX file": model.get("sha256"),
-            }
-        ),
+        _facts(said["Made"]),
         "## Data",
-        _facts(
-            {
-                "data set": card.get("dataset") or ("images by their ids" if card else None),
-                "split": card.get("split") or None,
-                "training images": card.get("train_images"),
-                "validation images": card.get("val_images"),
-                "images that could not be used": card.get("images_skipped"),
-                "fingerprint": model.get("data_fingerprint"),
-            }
-        ),
+        _facts(said["Data"]),
         "## How good it is",
         _metrics(model),
         _classes(model, card),
     ]
     if card:
-        facts = {"images in a step": card.get("batch_size"), "seed": card.get("seed")}
-        sections += [
-            "## Recipe",
-            _text(card.get("recipe")),
-            _facts(facts | {f"`{_text(name)}`": value for name, value in part(card, "parameters").items()}),
-            "## Made with",
-            _facts({_text(name): version for name, version in part(card, "versions").items()}),
-        ]
+        recipe = dict(said["Recipe"])
+        sections += ["## Recipe", _text(recipe.pop("in words", "")), _facts(recipe)]
+        sections += ["## Parameters", _facts(said["Parameters"], code=True)]
+        sections += ["## Made with", _facts(said["Made with"])]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def facts(model: Document) -> dict[str, dict[str, Any]]:
+    """What is known of a version, as (title, value), under the heading where it stands; how good it is apart."""
+    card = part(model, "card")
+    made = model.get("create_time")
+    time = iso(made) if isinstance(made, datetime) else ""
+    side = model.get("input_size")
+    parent = model.get("parent_version")
+    said = {
+        "Made": {
+            "made": f"{time} by task {task_number(model.get('task_id'))}",
+            "network": f"{model.get('net_model')} {model.get('model_scope')}, {side} x {side} pixels",
+            "began with": card.get("initial_weights"),
+            "parent": None if parent is None else f"{model.get('model_name')}:{parent}",
+            "iterations": card.get("iterations"),
+            "best iteration": card.get("best_iteration"),
+            "device": card.get("device"),
+            "seconds": card.get("seconds"),
+            "sha256 of the ONNX file": model.get("sha256"),
+        },
+        "Data": {
+            "data set": card.get("dataset") or ("images by their ids" if card else None),
+            "split": card.get("split") or None,
+            "training images": card.get("train_images"),
+            "validation images": card.get("val_images"),
+            "images that could not be used": card.get("images_skipped"),
+            "fingerprint": model.get("data_fingerprint"),
+        },
+        "Recipe": {
+            "in words": card.get("recipe"),
+            "images in a step": card.get("batch_size"),
+            "seed": card.get("seed"),
+        },
+        "Parameters": dict(part(card, "parameters")),
+        "Made with": dict(part(card, "versions")),
+    }
+    return {
+        heading: {title: value for title, value in one.items() if value is not None} for heading, one in said.items()
+    }
 
 
 def _metrics(model: Document) -> str:
@@ -84,8 +95,9 @@ def _classes(model: Document, card: Document) -> str:
     return _table(titles, lines)
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-    return _table(["", ""], [[title, _value(value)] for title, value in facts.items() if value is not None])
+def _facts(said: Mapping[str, Any], *, code: bool = False) -> str:
+    mark = "`" if code else ""
+    return _table(["", ""], [[f"{mark}{_text(title)}{mark}", _value(value)] for title, value in said.items()])
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:

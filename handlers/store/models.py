@@ -10,6 +10,7 @@ from handlers.errors import PermanentError
 from handlers.store.database import Database, Document
 from handlers.store.documents import legible
 from handlers.store.expressions import bounded
+from schemas.card import MAX_CARD_BYTES
 from schemas.numbers import bson_uint64
 from schemas.params import split_model_name
 from schemas.records import ModelRecord
@@ -89,6 +90,15 @@ class Models:
         ]
         cursor = await self._db.look(self._db.raw("DL_MODEL").aggregate, pipeline)
         return next((found.get("it") for found in legible(await self._db.look(cursor.to_list))), None)
+
+    async def with_card(self, name: str, version: Any) -> Document:
+        """One version as lists show it, with its `sha256` and its `card`; for whoever only looks on."""
+        pipeline: list[Document] = [
+            {"$match": {"model_name": name, "version": version}},
+            {"$project": {**_LISTED, "sha256": bounded("sha256", 200), "card": bounded("card", 2 * MAX_CARD_BYTES)}},
+        ]
+        cursor = await self._db.look(self._db.raw("DL_MODEL").aggregate, pipeline)
+        return next(iter(legible(await self._db.look(cursor.to_list))), {})
 
     async def next_version(self, name: str, session: AsyncClientSession) -> int:
         """The version that the next model of this name gets; to be inserted in the same transaction.

@@ -20,6 +20,7 @@ from handlers.store.files import FileMissing
 from handlers.store.overview import PAGE_ROWS
 from schemas.numbers import UINT64_MAX
 from schemas.task import object_id
+from service import model_card
 from service.web.guard import REPORT_POLICY, Guard
 from service.web.live import MOST_FOLLOWED, EventStream, Live, Wanted
 from service.web.models_view import compared, versions_chart
@@ -182,6 +183,7 @@ class Pages:
                 raise NotHere("There is no such version of this model.")
             before = await models.per_class(name, known[older])
             after = await models.per_class(name, known[newer])
+            shown = await models.with_card(name, known[newer])
         return self._html(
             "model.html",
             here="models",
@@ -191,6 +193,7 @@ class Pages:
             older=older,
             newer=newer,
             rows=compared(before, after),
+            card=model_card.facts(shown),
             chart=versions_chart(versions),
             limited=len(versions) == _VERSIONS,
         )

@@ -176,3 +176,18 @@ def test_an_address_of_any_form_is_answered(site: str) -> None:
             connection.request("GET", f"/events?{query}")
             assert connection.getresponse().status == 200
             connection.close()
+
+
+def test_a_model_s_card_is_shown(db: Db, site: str) -> None:
+    """Of the newer of the two versions that are compared; one without a card, or with another thing there, has less."""
+    parameters = {"max_num_iters": 300, "dataset_expansion_lst": []}
+    card = {"recipe": "SGD, <b>one</b> cycle.", "parameters": parameters, "versions": {"torch": "2.14.1"}}
+    for version, more in ((1, {}), (2, {"card": card}), (3, {"card": "x" * 10**6})):
+        db.DL_MODEL.insert_one({"model_name": "cells", "version": version, "task_id": version, **more})
+    _, _, body = asked(f"{site}/models/cells?a=1&b=2")
+    none, number = "<dt>dataset_expansion_lst</dt><dd>none</dd>", "<dt>max_num_iters</dt><dd>300</dd>"
+    for words in ("SGD, &lt;b&gt;one&lt;/b&gt; cycle.", none, number, "<dt>torch</dt><dd>2.14.1</dd>"):
+        assert words in body.decode()
+    for version in (1, 3):
+        status, _, body = asked(f"{site}/models/cells?a=2&b={version}")
+        assert (status, f"by task {version}" in body.decode(), "Recipe" in body.decode()) == (200, True, False)
