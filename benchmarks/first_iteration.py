@@ -80,7 +80,7 @@ def read(image):
     corners /= np.array([image["width"], image["height"]] * 2, np.float32)
     none = np.zeros(len(labels), bool)
     boxes = Boxes(corners, np.array([label["category_id"] for label in labels], np.int64), none, none)
-    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA), boxes
+    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR), boxes
 
 with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
     images = list(pool.map(read, coco["images"]))

@@ -5,7 +5,7 @@
 Prints a value for each size and the exponent of a power law through them (0: it does not grow, 1: in proportion), and
 draws both. All sizes of a kind are measured in turn. Over the tasks that wait, 10^2 to 10^6, each of one CPU: to claim
 one and end it (`Tasks.claim`, `Tasks.finish`), to admit a new one (`handlers.admission`, from the known `_id` to the
-answer), one sweep of a worker, and a claim by a worker without the device that they want, up to 10^5. Over the images,
+answer), one sweep of a worker, and a claim by a worker without the device that they want. Over the images,
 10^3 to 10^5 with ten labels each: the request message. Over the workers: tasks that do nothing, drained as in
 `drain.py`, by a process for each worker on the cores that there are; where these are too few, a law of powers fits
 badly, and its exponent says only that more workers bring nothing more.

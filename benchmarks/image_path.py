@@ -3,9 +3,9 @@
     python benchmarks/image_path.py [--folder ../shared/datasets/bccd] [--rounds 3] [--repeat 2]
 
 The images are imported into a MongoDB, and fetched through the cache as a task's are. Then a figure for the first epoch
-(files are read, decoded, fingerprinted and kept) and one for the second (images are in memory); both frame, light,
-stretch and collate each image and match its boxes, in a thread for each core. The floor is `cv2.imdecode` and a resize
-alone in as many threads. The peer is torchvision's reference data path for SSDLite: PIL, its transforms v2, a
+(files are read, decoded, fingerprinted and kept) and one for the second (images are in memory); both frame, mirror,
+stretch, light and collate each image and match its boxes, in a thread for each core. The floor is `cv2.imdecode` and a
+resize alone in as many threads. The peer is torchvision's reference data path for SSDLite: PIL, its transforms v2, a
 `DataLoader` with as many processes, and the resize that its models begin with. An epoch of all is `--repeat` times over
 the images, each under ids of its own. Also says how often MongoDB was read in each phase.
 """
@@ -96,7 +96,7 @@ def floor(samples: Sequence[Sample], threads: int) -> float:
 
     def one(sample: Sample) -> None:
         image = cv2.imdecode(np.fromfile(sample.path, np.uint8), cv2.IMREAD_COLOR)
-        cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
 
     with ThreadPoolExecutor(threads) as pool:
         began = time.monotonic()

@@ -116,7 +116,7 @@ async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | R
         task_type = _task_type(document)
         unused = partial(_number_unused, store, task_id, task_type)
         try:
-            params, numbers = _parameters(document, task_type)
+            params, beside = _parameters(document, task_type)
         except _Rejected:
             await unused()
             raise
@@ -142,7 +142,7 @@ async def check(store: Store, document: Mapping[str, Any]) -> dict[str, Any] | R
         "task_id": bson_uint64(task_id),
         "task_type": task_type.name,
         "param_request": stored_params(params),
-        **numbers,
+        **beside,
     }
     if message_id is not None:
         fields["json_mongodb_id"] = message_id
@@ -211,18 +211,21 @@ def _task_type(document: Mapping[str, Any]) -> TaskTypeClass:
         raise _Rejected(TaskErrorCode.TASK_TYPE_ERROR, "task_type", f"task_type is {given}; {error}") from None
 
 
-def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[ParamClass, dict[str, int]]:
-    """The deep-learning parameters, and the numbers beside them."""
+def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[ParamClass, dict[str, int | bool]]:
+    """The deep-learning parameters, and what stands beside them."""
     try:
         params = check_params(document.get("param_request"))
         _check_model_name(params)
-        numbers = {
+        beside: dict[str, int | bool] = {
             "priority": _whole(document, "priority", 0, -(2**31), 2**31 - 1),
             "max_attempts": _whole(document, "max_attempts", DEFAULT_MAX_ATTEMPTS, 1, 100),
         }
         if document.get("patience") is not None:
-            numbers["patience"] = _whole(document, "patience", 0, 1, MAX_PATIENCE)
-        _flag(document, "mirror")
+            beside["patience"] = _whole(document, "patience", 0, 1, MAX_PATIENCE)
+        mirror = _flag(document, "mirror", default=True)
+        if task_type is TaskTypeClass.TRAIN:
+            # Written down, since a task that 0.1.0 admitted says nothing, and was never to be mirrored.
+            beside["mirror"] = mirror
         for field in ("dataset", "split"):
             _name(document, field)
         if task_type is TaskTypeClass.TRAIN and document.get("split") == "test":
@@ -232,7 +235,7 @@ def _parameters(document: Mapping[str, Any], task_type: TaskTypeClass) -> tuple[
             )
     except ParamError as error:
         raise _Rejected(TaskErrorCode.PARAM_INVALID, error.field, str(error)) from None
-    return params, numbers
+    return params, beside
 
 
 def _check_model_name(params: ParamClass) -> None:
@@ -258,10 +261,11 @@ def _whole(document: Mapping[str, Any], field: str, default: int, low: int, high
     raise ParamError(field, f"{field} is {shown(value)}; expected a whole number from {low} to {high}")
 
 
-def _flag(document: Mapping[str, Any], field: str) -> None:
+def _flag(document: Mapping[str, Any], field: str, *, default: bool) -> bool:
     value = document.get(field)
     if not isinstance(value, bool | None):
         raise ParamError(field, f"{field} is {shown(value)}; expected true or false")
+    return default if value is None else value
 
 
 def _name(document: Mapping[str, Any], field: str) -> None:

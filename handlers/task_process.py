@@ -56,12 +56,15 @@ class TaskProcess:
         task_type: TaskTypeClass,
         img_mongodb_ids: list[Any],
         json_mongodb_id: str | None,
+        *,
+        mirror: bool = True,
     ) -> TaskErrorCode:
         """Ask for a training or a test; anything but OK has inserted nothing.
 
         `img_mongodb_ids` are ObjectIds in IMG_INFO or their hex strings. `json_mongodb_id` is the hex id of a stored
         request message to run on, or `''` or None to have one built. A `task_id` (0 … 2^64-1) that is already used is
         TASK_ID_INVALID. When several things are wrong, the first of the codes 4, 1, 7, 8, 5, 2, 3 is returned.
+        `mirror`: whether a training mirrors half of its images, left to right.
         """
         document = {
             "task_id": task_id,
@@ -69,6 +72,7 @@ class TaskProcess:
             "param_request": param_request,
             "img_mongodb_ids": list(img_mongodb_ids) if isinstance(img_mongodb_ids, tuple) else img_mongodb_ids,
             "json_mongodb_id": json_mongodb_id,
+            **({} if mirror else {"mirror": False}),
         }
         return self._run(_start, document)
 
@@ -122,9 +126,8 @@ async def _start(store: Store, document: dict[str, Any]) -> TaskErrorCode:
     if isinstance(fields, Rejection):
         return fields.code
     ids: list[ObjectId] = [oid for value in document["img_mongodb_ids"] or () if (oid := object_id(value)) is not None]
-    # No `max_attempts` and `priority`: they are the worker's to fill in, as for any client that leaves them out.
-    names = ("task_id", "task_type", "param_request", "json_mongodb_id")
-    request = {name: fields[name] for name in names if name in fields} | {"img_mongodb_ids": ids}
+    # Nothing that the caller did not say: the rest is the worker's to fill in, as for any client that leaves it out.
+    request = {name: fields[name] for name in document if name in fields} | {"img_mongodb_ids": ids}
     if len(bson.encode(request)) > MAX_DOCUMENT_BYTES:
         return TaskErrorCode.IMAG_MONGOID_INVALID
     return TaskErrorCode.OK if await store.tasks.insert(request) else TaskErrorCode.TASK_ID_INVALID

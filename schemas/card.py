@@ -33,7 +33,7 @@ class TrainingFacts(BaseModel):
     #: Images in a step over all devices, as it was: more than was asked for if there were more devices.
     batch_size: Count
     seed: Count
-    #: Optimiser, schedule and averaging in words.
+    #: Optimiser, schedule, averaging, what is done to every image, and patience, in words.
     recipe: str = Field(max_length=1000)
     #: Of Python, the libraries and dltask, by name.
     versions: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,39}$")], Name] = Field(max_length=20)

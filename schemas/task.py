@@ -123,8 +123,8 @@ class Task(BaseModel):
     runs_alone: bool = False
     #: A training ends once so many iterations have brought no better mAP on the validation images; None: never early.
     patience: int | None = None
-    #: A training mirrors half of its images.
-    mirror: bool = True
+    #: A training mirrors half of its images; what release 0.1.0 admitted does not say so.
+    mirror: bool = False
     #: The client's trace; None where it has none, or none that is one.
     trace: Trace | None = None
     #: Why what the client gave for a trace is none.
@@ -166,10 +166,17 @@ class Task(BaseModel):
             batch_size_limit=document.get("batch_size_limit"),
             runs_alone=document.get("runs_alone") is True,
             patience=None if document.get("patience") is None else _whole(document, "patience", 1, MAX_PATIENCE),
-            mirror=document.get("mirror") is not False,
+            mirror=_flag(document, "mirror"),
             trace=trace,
             trace_problem=trace_problem,
         )
+
+
+def _flag(document: Mapping[str, Any], field: str) -> bool:
+    value = document.get(field)
+    if not isinstance(value, bool | None):
+        raise ValueError(f"{field} is {shown(value)}; expected true or false")
+    return value is True
 
 
 def read_trace(document: Mapping[str, Any]) -> tuple[Trace | None, str | None]:

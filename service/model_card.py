@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from service.show import iso, number, part, printable, task_number
 
 Document = Mapping[str, Any]
+
+#: Entries of a list or a table that are shown: anybody may have written there.
+_MOST = 100
 
 
 def markdown(model: Document) -> str:
@@ -16,21 +20,22 @@ def markdown(model: Document) -> str:
         f"# {_text(model.get('model_name'))}:{_text(model.get('version'))}",
         _facts(said["Made"]),
         "## Data",
-        _facts(said["Data"]),
+        _facts(said.get("Data", {})),
         "## How good it is",
         _metrics(model),
         _classes(model, card),
     ]
     if card:
-        recipe = dict(said["Recipe"])
+        recipe = said.get("Recipe", {})
         sections += ["## Recipe", _text(recipe.pop("in words", "")), _facts(recipe)]
-        sections += ["## Parameters", _facts(said["Parameters"], code=True)]
-        sections += ["## Made with", _facts(said["Made with"])]
+        if "Parameters" in said:
+            sections += ["## Parameters", _facts(said["Parameters"], code=True)]
+        sections += ["## Made with", _facts(said.get("Made with", {}))]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def facts(model: Document) -> dict[str, dict[str, Any]]:
-    """What is known of a version, as (title, value), under the heading where it stands; how good it is apart."""
+def facts(model: Document) -> dict[str, dict[str, str]]:
+    """What is known of a version, as title and text, under the heading where it stands; how good it is apart."""
     card = part(model, "card")
     made = model.get("create_time")
     time = iso(made) if isinstance(made, datetime) else ""
@@ -64,9 +69,12 @@ def facts(model: Document) -> dict[str, dict[str, Any]]:
         "Parameters": dict(part(card, "parameters")),
         "Made with": dict(part(card, "versions")),
     }
-    return {
-        heading: {title: value for title, value in one.items() if value is not None} for heading, one in said.items()
-    }
+    return {heading: _said(one) for heading, one in said.items() if _said(one)}
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, str]:
+    known = ((title, value) for title, value in values.items() if value is not None)
+    return {printable(title): _value(value) for title, value in islice(known, _MOST)}
 
 
 def _metrics(model: Document) -> str:
@@ -95,9 +103,9 @@ def _classes(model: Document, card: Document) -> str:
     return _table(titles, lines)
 
 
-def _facts(said: Mapping[str, Any], *, code: bool = False) -> str:
+def _facts(said: Mapping[str, str], *, code: bool = False) -> str:
     mark = "`" if code else ""
-    return _table(["", ""], [[f"{mark}{_text(title)}{mark}", _value(value)] for title, value in said.items()])
+    return _table(["", ""], [[f"{mark}{_text(title)}{mark}", _text(text)] for title, text in said.items()])
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:
@@ -107,8 +115,8 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else _text(value)
+        return ", ".join(map(printable, value[:_MOST])) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else printable(value)
 
 
 def _score(value: Any) -> str:

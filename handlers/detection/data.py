@@ -187,8 +187,22 @@ def read_sample(sample: Sample) -> tuple[Image, Boxes]:
 
 
 def fit(image: Image, size: int) -> Image:
-    """`image` stretched to `size` x `size`, as the network takes it."""
-    return _scaled(image, size, size)
+    """`image` stretched to `size` x `size`, as the network takes it: by area where it shrinks, so that thin things
+    stay visible.
+    """
+    shrinks = image.shape[0] * image.shape[1] > size * size
+    scaled = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.asarray(scaled, np.uint8)
+
+
+def fit_fast(image: Image, size: int) -> Image:
+    """`image` stretched nearly as by `fit`, in a fifth of its time, for training: between the nearest pixels, in steps
+    of at most a half. A line of one pixel can fall between two; the next time its image is seen, it is framed anew.
+    """
+    while image.shape[0] > 2 * size or image.shape[1] > 2 * size:
+        rows, columns = (-(-side // 2) if side > 2 * size else side for side in image.shape[:2])
+        image = np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def shrink(image: Image, boxes: Boxes, shorter_side: int) -> tuple[Image, Boxes]:
@@ -199,19 +213,7 @@ def shrink(image: Image, boxes: Boxes, shorter_side: int) -> tuple[Image, Boxes]
         return image, boxes
     new = (max(round(width * scale), 1), max(round(height * scale), 1))
     factors = np.array([new[0] / width, new[1] / height] * 2, np.float32)
-    return _scaled(image, *new), boxes.moved(boxes.xyxy * factors)
-
-
-def _scaled(image: Image, width: int, height: int) -> Image:
-    """Between the nearest pixels, which takes in every pixel, so that thin things stay visible, as long as no side gets
-    less than half its length: in several steps where one does. Nearly what `cv2.INTER_AREA` gives, in a fifth of its
-    time.
-    """
-    wanted = (height, width)
-    while image.shape[0] > 2 * height or image.shape[1] > 2 * width:
-        rows, columns = (-(-image.shape[k] // 2) if image.shape[k] > 2 * wanted[k] else image.shape[k] for k in (0, 1))
-        image = np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR), np.uint8)
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(cv2.resize(image, new, interpolation=cv2.INTER_AREA), np.uint8), boxes.moved(boxes.xyxy * factors)
 
 
 def _decode(data: bytes, flags: int) -> Image:

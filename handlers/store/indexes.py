@@ -19,7 +19,7 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
     "DL_TASK": [
         # Partial, so that documents with no, negative or textual ids can each be inserted, and be rejected with a code.
         IndexModel("task_id", unique=True, partialFilterExpression={"task_id": {"$gte": 0}}, name="task_id"),
-        # All that waits and runs, in the order of the queue. The device fields are for claims of release 0.1.0.
+        # All that waits and runs, in the order of the queue. The device fields are for claims without `claim`.
         IndexModel(
             [
                 ("status", ASCENDING),

@@ -85,16 +85,16 @@ class Models:
     async def per_class(self, name: str, version: Any) -> Any:
         """`metrics.per_class` of one version, as it stands there; for whoever only looks on."""
         pipeline: list[Document] = [
-            {"$match": {"model_name": name, "version": version}},
+            {"$match": {"model_name": name, "version": {"$eq": version}}},
             {"$project": {"_id": False, "it": bounded("metrics.per_class", 2_000_000)}},
         ]
         cursor = await self._db.look(self._db.raw("DL_MODEL").aggregate, pipeline)
         return next((found.get("it") for found in legible(await self._db.look(cursor.to_list))), None)
 
     async def with_card(self, name: str, version: Any) -> Document:
-        """One version as lists show it, with its `sha256` and its `card`; for whoever only looks on."""
+        """One version as lists show it, with its `sha256` and its `card`; for whoever only looks on. Empty if gone."""
         pipeline: list[Document] = [
-            {"$match": {"model_name": name, "version": version}},
+            {"$match": {"model_name": name, "version": {"$eq": version}}},
             {"$project": {**_LISTED, "sha256": bounded("sha256", 200), "card": bounded("card", 2 * MAX_CARD_BYTES)}},
         ]
         cursor = await self._db.look(self._db.raw("DL_MODEL").aggregate, pipeline)

@@ -67,9 +67,6 @@ _OF_A_RUN: Document = dict.fromkeys(
     True,
 ) | {name: bounded(name, 1000) for name in TRACE_FIELDS}
 
-#: Code of an operation whose hint names no index, among others.
-_BAD_VALUE = 2
-
 #: Codes of an update whose outcome, or answer, would be over 16 MB, or nested deeper than MongoDB knows.
 _UNFIT = (17419, 10334, 17280, 15)
 
@@ -344,14 +341,14 @@ class Tasks:
         try:
             return await self._db.call(operation, *arguments, hint=CLAIM_INDEX, **options)
         except StoreError as error:
-            if getattr(error, "code", None) != _BAD_VALUE:
+            if unfit(error) or not refused(error):
                 raise
             # The index is not there, and could not be made: more slowly, then.
             return await self._db.call(operation, *arguments, **options)
 
     async def _set_aside(self, waiting: Document, error: StoreError) -> None:
         """End the first of the queue, whose document takes no claim: else it would stop all that wait behind it."""
-        first = await self._db.call(self._raw.find_one, waiting, {"_id": True}, sort=QUEUE_ORDER)
+        first = await self._by_claim_index(self._raw.find_one, waiting, {"_id": True}, sort=QUEUE_ORDER)
         if first is not None:
             why = TaskError("document", f"the document takes no update any more: {brief(error)}")
             await self._end(named(readable(first)["_id"], waiting), _failed(why))

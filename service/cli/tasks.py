@@ -25,6 +25,7 @@ def submit(
     dataset: Annotated[str, typer.Option(help="The data set to use.")],
     split: Annotated[str | None, typer.Option(help="Else `test`, or all but that for a training.")] = None,
     param: Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="A parameter; repeatable.")] = None,
+    mirror: Annotated[bool, typer.Option(help="A training mirrors half of its images, left to right.")] = True,
     task_id: Annotated[int | None, typer.Option(min=0, max=MAX_TASK_ID, help="Else a fresh one.")] = None,
     wait_for_it: Annotated[bool, typer.Option("--wait", help="Follow the task to its end.")] = False,
     as_json: AsJson = False,
@@ -39,6 +40,7 @@ def submit(
         fail("--param model_name=… is --model-name")
     document: dict[str, Any] = {"task_type": task_type.upper(), "param_request": {"model_name": model_name, **params}}
     document |= {"dataset": dataset} | ({"split": split} if split is not None else {})
+    document |= {} if mirror else {"mirror": False}
     # Microseconds since 1970: unique for one person at a keyboard, and below 2^53, so that any client reads it exactly.
     number = time.time_ns() // 1000 if task_id is None else task_id
 

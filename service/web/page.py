@@ -193,7 +193,7 @@ class Pages:
             older=older,
             newer=newer,
             rows=compared(before, after),
-            card=model_card.facts(shown),
+            card=model_card.facts(shown) if shown else {},
             chart=versions_chart(versions),
             limited=len(versions) == _VERSIONS,
         )

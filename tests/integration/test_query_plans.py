@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pymongo.database import Database
 
+from handlers.store import connect_store
 from handlers.store.indexes import INDEXES
 from tests.helpers import Service, ended, train_request, wait_for
 from tests.many_tasks import fill, literal, params
@@ -84,6 +85,25 @@ def examined(entry: Entry) -> tuple[int, int, int]:
     """Documents and keys that a command examined, and how many documents it returned or changed."""
     returned = max(entry.get(name, 0) for name in ("nreturned", "nMatched", "ndeleted"))
     return entry.get("docsExamined", 0), entry.get("keysExamined", 0), returned
+
+
+async def test_a_claim_for_two_kinds_walks_past_no_other(mongo_uri: str, database_name: str, db: Db) -> None:
+    """Of a worker with CPUs and too few GPUs, whether or not it runs anything: the keys of one kind at most."""
+    fill(db, 0, 1000, param_request=literal(params("GPU", 8)), priority=literal(2))
+    fill(db, 1000, 1000)
+    fill(db, 2000, 10, param_request=literal(params("GPU")))
+    async with connect_store(mongo_uri, database_name) as store:
+        await store.indexes.create()
+        db.command("profile", 2)
+        for idle in (True, False):
+            assert await store.tasks.claim("w", {"CPU": 1, "GPU": 4}, idle=idle) is not None
+            assert await store.tasks.claim("w", {"CPU": 1, "GPU": 0}, idle=idle) is not None
+        db.command("profile", 0)
+    claims = [entry for entry in profiled(db) if has(KINDS["claim"])(str(entry["command"]))]
+    # Of the eight-fold tasks each key is passed over; of the others none.
+    assert [max(entry["keysExamined"] - 1000, 0) < CONSTANT for entry in claims] == [True] * 4
+    assert [entry["docsExamined"] for entry in claims] == [1] * 4
+    assert [entry["keysExamined"] for entry in claims if "GPU" not in str(entry["command"])] == [1, 1]
 
 
 @pytest.mark.usefixtures("image_ids")

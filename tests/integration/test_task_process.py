@@ -46,6 +46,8 @@ def test_a_request_becomes_the_document_a_client_would_insert(
     document = db.DL_TASK.find_one({"task_id": 7})
     assert document is not None
     assert set(document) == {"_id", "task_id", "task_type", "param_request", "img_mongodb_ids"}
+    assert process.task_start_request(request, 8, TRAIN, ids, "", mirror=False) == 0
+    assert db.DL_TASK.count_documents({"task_id": 8, "mirror": False}) == 1
     assert document["task_type"] == "TRAIN"
     assert document["img_mongodb_ids"] == image_ids[:2]
     assert document["param_request"]["dataset_expansion_lst"] == ["HOR_FLIPE"]
