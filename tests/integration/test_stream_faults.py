@@ -173,8 +173,9 @@ def test_a_collection_that_is_lost_while_a_task_runs(
     wait_for(lambda: not alive(pid))
     assert any(line["event"].startswith("task lost") for line in events(worker))
     for name, indexes in INDEXES.items():
-        there = db[name].index_information()
-        assert {index.document["name"] for index in indexes} <= set(there), name
+        # They are made one after the other, while tasks run already.
+        wanted = {index.document["name"] for index in indexes}
+        wait_for(lambda name=name, wanted=wanted: wanted <= set(db[name].index_information()))
     assert worker.process.poll() is None
 
 
