@@ -45,9 +45,12 @@ from handlers.detection.targets import Assign
 from handlers.images import ImageCache
 from handlers.message import build_message
 from handlers.store import connect_store
+from schemas.enums import ExpansionDataClass
 from service.embedded import embedded_mongo
 
 SIZE, BATCH = 320, 10
+#: The operations of a training whose task names none.
+MIRRORED = (ExpansionDataClass.HOR_FLIPE,)
 _NAME = "image_path"
 
 Loader = DataLoader[Any]
@@ -69,7 +72,7 @@ class Ours:
 
     def first(self) -> float:
         """Images a second of each core, with nothing in memory."""
-        plan = BatchPlan(1, BATCH, range(BATCH), 1, (), SIZE)
+        plan = BatchPlan(1, BATCH, range(BATCH), 1, MIRRORED, SIZE)
         store = ImageStore(SIZE, 1 << 33)
         self._batches = Batches(plan, self._samples, store, self._assign, self._predictions)
         return self._epoch(0)

@@ -25,7 +25,7 @@ import torch
 from accuracy import DATASETS
 from accuracy_peers import torchvision_ssdlite
 from figures import figure, in_turn
-from image_path import BATCH, SIZE, Loader, as_in_a_child, reference_data, reference_loader
+from image_path import BATCH, MIRRORED, SIZE, Loader, as_in_a_child, reference_data, reference_loader
 from torch import Tensor, nn
 from torch.utils.data import Subset
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -57,7 +57,7 @@ class Ours:
         store = ImageStore(SIZE, IMAGE_STORE_BYTES)
         with ThreadPoolExecutor(reader_threads(1)) as pool:
             store.usable(samples, pool)
-        plan = BatchPlan(1, BATCH, range(BATCH), 1, (), SIZE)
+        plan = BatchPlan(1, BATCH, range(BATCH), 1, MIRRORED, SIZE)
         self._batches = Batches(plan, samples, store, network.assigner(), network.predictions)
         self._next = 1
 

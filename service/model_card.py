@@ -69,7 +69,7 @@ def facts(model: Document) -> dict[str, dict[str, str]]:
         "Parameters": dict(part(card, "parameters")),
         "Made with": dict(part(card, "versions")),
     }
-    return {heading: _said(one) for heading, one in said.items() if _said(one)}
+    return {heading: lines for heading, one in said.items() if (lines := _said(one))}
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, str]:

@@ -19,24 +19,15 @@ from schemas.enums import ExpansionDataClass
 PROBABILITY = 0.5
 #: What every image goes through, for the card of the model.
 ALWAYS = "Every training image is framed and lit anew each time it is seen."
+#: What one goes through whose task does not say otherwise, by the same operation as if it were named.
 MIRRORED = "Half of them are mirrored, left to right."
 
 
 def vary(
-    image: Image,
-    boxes: Boxes,
-    operations: Sequence[ExpansionDataClass],
-    random: Generator,
-    size: int,
-    *,
-    mirror: bool = True,
+    image: Image, boxes: Boxes, operations: Sequence[ExpansionDataClass], random: Generator, size: int
 ) -> tuple[Image, Boxes]:
-    """A training image as the network sees it this time, `size` x `size`: framed and lit anew, and expanded.
-
-    With `mirror`, as if `HOR_FLIPE` were among the operations.
-    """
-    named = {*operations, ExpansionDataClass.HOR_FLIPE} if mirror else operations
-    image, boxes = expand(*reframe(image, boxes, random), tuple(named), random, size)
+    """A training image as the network sees it this time, `size` x `size`: framed and lit anew, and expanded."""
+    image, boxes = expand(*reframe(image, boxes, random), operations, random, size)
     return relight(image, random), boxes
 
 

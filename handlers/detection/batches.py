@@ -120,8 +120,6 @@ class BatchPlan:
     parts: int
     operations: tuple[ExpansionDataClass, ...]
     input_size: int
-    #: Whether half of the images are mirrored.
-    mirror: bool = True
 
 
 class Batches:
@@ -177,7 +175,7 @@ class Batches:
         plan = self._plan
         sample, image, boxes = self._sample_at((iteration - 1) * plan.batch_size + k)
         random = np.random.default_rng([plan.seed, iteration, k])
-        image, boxes = vary(image, boxes, plan.operations, random, plan.input_size, mirror=plan.mirror)
+        image, boxes = vary(image, boxes, plan.operations, random, plan.input_size)
         fractions = boxes.moved(boxes.xyxy / np.float32(plan.input_size))
         return sample.mongodb_id, image, self._assign(fractions)
 

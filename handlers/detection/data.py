@@ -196,7 +196,7 @@ def fit(image: Image, size: int) -> Image:
 
 
 def fit_fast(image: Image, size: int) -> Image:
-    """`image` stretched nearly as by `fit`, in a fifth of its time, for training: between the nearest pixels, in steps
+    """`image` stretched nearly as by `fit`, in less time, for training: between the nearest pixels, in steps
     of at most a half. A line of one pixel can fall between two; the next time its image is seen, it is framed anew.
     """
     while image.shape[0] > 2 * size or image.shape[1] > 2 * size:

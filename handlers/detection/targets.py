@@ -86,7 +86,7 @@ class Overlap:
             iou = overlaps(corners, self.corners)
             own[start : start + _BLOCK] = iou.argmax(axis=1)
             highest = iou.max(axis=0)
-            # Whose it is only matters where it is a match, and takes longer to find than all else here.
+            # Whose it is only matters where it is a match: to find it along this axis is slow.
             more = np.flatnonzero((highest > most) & (highest >= self.match))
             owner[more] = start + iou[:, more].argmax(axis=0)
             np.maximum(most, highest, out=most)

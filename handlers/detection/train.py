@@ -38,6 +38,7 @@ from handlers.detection.report import draw_samples, measure_and_draw
 from handlers.detection.reporter import Reporter
 from handlers.detection.snapshot import Best, Identity, TrainingState, read_snapshot, write_snapshot
 from handlers.detection.training_data import TrainingData, load_data
+from schemas.enums import ExpansionDataClass
 from schemas.params import ParamClass, check_params
 from schemas.result import SkippedImage
 
@@ -122,8 +123,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
         _stop_if_asked(ranks, stopping, state.iteration)
 
         # --- iterations
-        expansion = tuple(params.dataset_expansion_lst)
-        plan = BatchPlan(state.seed, batch_size, share, parts, expansion, input_size, job.mirror)
+        plan = BatchPlan(state.seed, batch_size, share, parts, operations(params, job.mirror), input_size)
         batches = Batches(plan, data.train, store, network.assigner(), network.predictions)
         reporter = Reporter(emit, params.max_num_iters, batch_size, state.measurements)
         # The snapshot may be of the measurement with which it was over.
@@ -274,6 +274,11 @@ def _no_better(job: Job, state: TrainingState, ranks: Ranks) -> bool:
     # Only rank 0 has any; all learn of it here.
     over, _ = ranks.agree(bool(measured) and state.iteration + max(measured)[1] >= job.patience, 0.0)
     return over
+
+
+def operations(params: ParamClass, mirror: bool) -> tuple[ExpansionDataClass, ...]:
+    """What expands the training images: what is named, and mirroring."""
+    return (*params.dataset_expansion_lst, *((ExpansionDataClass.HOR_FLIPE,) if mirror else ()))
 
 
 def _recipe(job: Job, learner: Learner) -> str:

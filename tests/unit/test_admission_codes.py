@@ -3,6 +3,7 @@
 Over mongomock-motor, since the checks only read; the real server is asked in tests/integration/test_admission.py.
 """
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from handlers.admission import check
 from handlers.store import Store, open_store
 from handlers.store.tasks import Rejection
 from schemas.enums import TaskErrorCode
-from schemas.task import SERVICE_FIELDS
+from schemas.task import SERVICE_FIELDS, Task
 from tests.mock_database import MockDatabase
 
 CODES = TaskErrorCode
@@ -203,6 +204,20 @@ async def test_which_table_is_empty_is_named(empty: Store) -> None:
     await db.DL_MODEL.insert_one({"model_name": "known", "version": 1, "task_id": Int64(7)})
     answer = await check(empty, train(task_type="TEST", param_request={"model_name": "known"}))
     assert isinstance(answer, dict)
+
+
+async def test_mirroring_is_written_down(full: Store) -> None:
+    """By admission, for trainings; so a task that release 0.1.0 admitted, which says nothing, is not mirrored."""
+    for given, stored in ((None, True), (True, True), (False, False)):
+        fields = await check(full, train(mirror=given))
+        assert isinstance(fields, dict)
+        assert fields["mirror"] is stored
+        owned = {**fields, "_id": 1, "owner": "w", "attempt": 1, "create_time": datetime.now(UTC)}
+        assert Task.from_document(owned).mirror is stored
+        with pytest.raises(ValueError, match="mirror is 'false'; expected true or false"):
+            Task.from_document({**owned, "mirror": "false"})
+        del owned["mirror"]
+        assert not Task.from_document(owned).mirror
 
 
 async def test_a_good_document_is_normalised(full: Store) -> None:
