@@ -99,7 +99,7 @@ def floor(samples: Sequence[Sample], threads: int) -> float:
 
     def one(sample: Sample) -> None:
         image = cv2.imdecode(np.fromfile(sample.path, np.uint8), cv2.IMREAD_COLOR)
-        cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+        cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
     with ThreadPoolExecutor(threads) as pool:
         began = time.monotonic()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 
 from handlers.detection.boxes import Boxes, Image
-from handlers.detection.data import fit_fast
+from handlers.detection.data import fit
 from handlers.detection.geometric import GEOMETRIC, reframe
 from handlers.detection.photometric import PHOTOMETRIC, relight
 from schemas.enums import ExpansionDataClass
@@ -50,7 +50,7 @@ def expand(
     xyxy = (boxes.xyxy * np.array([size / width, size / height] * 2, np.float32)).clip(0, size)
     boxes = boxes.moved(xyxy).select((xyxy[:, 2:] - xyxy[:, :2]).min(axis=1) > 0)
     # The flips are views with negative strides, which neither OpenCV nor torch takes.
-    image = fit_fast(np.ascontiguousarray(image), size)
+    image = fit(np.ascontiguousarray(image), size)
     for operation, change in PHOTOMETRIC.items():
         if operation in chosen:
             image = change(image, random)

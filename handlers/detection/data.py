@@ -195,16 +195,6 @@ def fit(image: Image, size: int) -> Image:
     return np.asarray(scaled, np.uint8)
 
 
-def fit_fast(image: Image, size: int) -> Image:
-    """`image` stretched nearly as by `fit`, in less time, for training: between the nearest pixels, in steps
-    of at most a half. A line of one pixel can fall between two; the next time its image is seen, it is framed anew.
-    """
-    while image.shape[0] > 2 * size or image.shape[1] > 2 * size:
-        rows, columns = (-(-side // 2) if side > 2 * size else side for side in image.shape[:2])
-        image = np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR), np.uint8)
-    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
 def shrink(image: Image, boxes: Boxes, shorter_side: int) -> tuple[Image, Boxes]:
     """Image and boxes, scaled down so that the image's shorter side is `shorter_side`; as they are if it is less."""
     height, width = image.shape[:2]
