@@ -16,6 +16,9 @@ from handlers.detection.targets import Overlap
 _ENOUGH = 4
 #: Objects that are looked at: k-means takes time in proportion.
 _MOST_OBJECTS = 10_000
+#: Cells of a level that an object must be wide and high to belong to it. One that is as wide as a cell is overlapped by
+#: a third where it falls between two boxes of its own size, and one of two cells by three fifths.
+_CELLS = 2.0
 #: By this factor, an object may come larger or smaller than those that are labelled.
 _SPREAD = 1.25
 
@@ -35,6 +38,8 @@ class DefaultBoxes(nn.Module):
         """`grids`: (rows, columns) of each level; `shapes`: width and height [K, 2] of each."""
         super().__init__()
         self._counts = [len(one) for one in shapes]
+        #: float32 [M]: the side of a cell of each shape's level, fraction of the image.
+        self._cells = np.repeat([1 / min(grid) for grid in grids], self._counts).astype(np.float32)
         self.register_buffer("shapes", torch.cat(list(shapes)).clamp(max=1.0))
         centres, shape_of, first = [], [], 0
         for (rows, columns), count in zip(grids, self._counts, strict=True):
@@ -60,15 +65,20 @@ class DefaultBoxes(nn.Module):
     def fit(self, sizes: Floats) -> None:
         """Take the shapes from `sizes` [N, 2]: width and height of the objects to be learnt, fractions of the image.
 
-        An object belongs to the level that has the shape most like its own. The shapes of a level become centres of its
-        objects (k-means, after YOLO9000, Redmon & Farhadi 2017, but of the logarithms). A level with few objects keeps
-        its shapes, so that nothing is lost where the data say little. The same sizes give the same shapes.
+        An object belongs to the level that has the shape most like its own, of those whose cells are not too coarse for
+        its shorter side (after S3FD, Zhang et al. 2017, which has boxes lie the denser the smaller they are). The shapes
+        of a level become centres of its objects (k-means, after YOLO9000, Redmon & Farhadi 2017, but of the
+        logarithms). A level with few objects keeps its shapes, so that nothing is lost where the data say little. The
+        same sizes give the same shapes.
         """
         sizes = sizes[:: -(-len(sizes) // _MOST_OBJECTS) or 1]
         shapes = self.shapes.cpu().numpy().copy()
         # As if all had one corner in common.
         corners, own = (np.pad(one, ((0, 0), (2, 0))) for one in (sizes, shapes))
-        nearest = overlaps(corners, own).argmax(axis=1)
+        likeness = overlaps(corners, own)
+        too_coarse = sizes.min(axis=1)[:, None] < _CELLS * self._cells
+        likeness[too_coarse & (self._cells > self._cells.min())] = -1
+        nearest = likeness.argmax(axis=1)
         for end, count in zip(accumulate(self._counts), self._counts, strict=True):
             of_level = sizes[(nearest >= end - count) & (nearest < end)]
             if len(of_level) >= _ENOUGH * count:

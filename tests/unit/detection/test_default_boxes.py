@@ -55,6 +55,17 @@ def test_shapes_are_taken_from_the_data(name: str) -> None:
     assert boxes().max() <= 1
 
 
+@pytest.mark.parametrize("name", ANCHORED)
+@pytest.mark.parametrize("sides", [((0.06, 0.15), (0.4, 0.98)), ((0.3, 0.98), (0.3, 0.98))])
+def test_no_object_falls_between_the_cells(name: str, sides: tuple[tuple[float, float], ...]) -> None:
+    """Scratches across the image, and animals that fill it: the levels for their length alone are too coarse."""
+    boxes = boxes_of(build(name))
+    random = np.random.default_rng(0)
+    learnt, others = (np.stack([random.uniform(*side, 300) for side in sides], axis=1).astype("f4") for _ in range(2))
+    boxes.fit(learnt)
+    assert (best_overlaps(boxes, others) > 0.5).float().mean() > 0.98
+
+
 def test_a_level_with_few_objects_keeps_its_shapes() -> None:
     """Small squares change the first levels and no other; no objects, or a handful, change nothing."""
     boxes = boxes_of(build("MobileNet"))
