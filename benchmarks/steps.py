@@ -34,7 +34,7 @@ from training import message_of
 from handlers.detection.batches import Batch, Batches, BatchPlan, ImageStore
 from handlers.detection.boxes import Boxes
 from handlers.detection.data import Sample, load_samples
-from handlers.detection.devices import IMAGE_STORE_BYTES, reader_threads
+from handlers.detection.devices import image_store_bytes, reader_threads
 from handlers.detection.loop import Learner, iterate
 from handlers.detection.networks import NETWORKS, Network
 from handlers.detection.ranks import Ranks
@@ -54,7 +54,7 @@ class Ours:
     def __init__(self, samples: Sequence[Sample], network: Network) -> None:
         self.network, self._ranks = network, Ranks()
         self._learner = Learner(network, _RATE, _RECIPE.peak, iterations=_MANY, images=BATCH, ranks=self._ranks)
-        store = ImageStore(SIZE, IMAGE_STORE_BYTES)
+        store = ImageStore(SIZE, image_store_bytes(1))
         with ThreadPoolExecutor(reader_threads(1)) as pool:
             store.usable(samples, pool)
         plan = BatchPlan(1, BATCH, range(BATCH), 1, MIRRORED, SIZE)

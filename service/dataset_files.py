@@ -7,7 +7,7 @@ COCO (https://cocodataset.org/#format-data): `annotations.json`, `images/`, and 
 
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,6 +57,10 @@ class Source:
 
     total: int
     entries: Iterator[Entry | Bad]
+    #: What is wrong with more than single images.
+    problems: tuple[str, ...] = ()
+    #: Labels that belong to no image that is listed.
+    stray_labels: int = 0
 
 
 def read_split_file(path: Path) -> dict[str, str]:
@@ -74,8 +78,11 @@ def read_split_file(path: Path) -> dict[str, str]:
     return splits
 
 
-def read_coco(folder: Path, splits: Mapping[str, str]) -> Source:
-    """The data set in a COCO folder. Raises DatasetError if there is no readable `annotations.json`."""
+def read_coco(folder: Path, splits: Mapping[str, str], split: str | None = None) -> Source:
+    """The data set in a COCO folder; with `split` all of it is in that.
+
+    Raises DatasetError if there is no readable `annotations.json`, and for `splits` of other images.
+    """
     path = folder / "annotations.json"
     content = _read_json(path, "COCO annotations")
     try:
@@ -88,7 +95,27 @@ def read_coco(folder: Path, splits: Mapping[str, str]) -> Source:
         raise DatasetError(
             f"{path} is no COCO document ({error!r}); expected images, annotations and categories"
         ) from None
-    return Source(len(images), _coco_entries(folder / "images", images, by_image, classes, splits))
+    listed = [image for image in images if isinstance(image, dict)]
+    problems = _unmatched(splits, {str(image.get("file_name")) for image in listed}, path)
+    ids = {image.get("id") for image in listed if isinstance(image.get("id"), int | float | str)}
+    stray = {image_id: len(labels) for image_id, labels in by_image.items() if image_id not in ids}
+    if stray:
+        problems += (f"{path.name}: labels of images that it does not list, e.g. of image_id {next(iter(stray))!r}",)
+    entries = _coco_entries(folder / "images", images, by_image, classes, splits, split)
+    return Source(len(images), entries, problems, sum(stray.values()))
+
+
+def _unmatched(splits: Mapping[str, str], known: Container[str], where: Path) -> tuple[str, ...]:
+    """What is wrong with names in `splits`. Raises DatasetError if it is all of them: nothing would be in any split,
+    and what was meant for tests would be trained on.
+    """
+    unknown = [name for name in splits if name not in known]
+    if not unknown:
+        return ()
+    message = f"{len(unknown)} of the {len(splits)} names in the splits are no image of {where}, e.g. {unknown[0]!r}"
+    if len(unknown) == len(splits):
+        raise DatasetError(f"{message}; expected names as they stand there")
+    return (message,)
 
 
 def _coco_entries(
@@ -97,6 +124,7 @@ def _coco_entries(
     by_image: Mapping[Any, list[dict[str, Any]]],
     classes: Mapping[Any, str],
     splits: Mapping[str, str],
+    split: str | None,
 ) -> Iterator[Entry | Bad]:
     seen: set[str] = set()
     for image in images:
@@ -111,7 +139,7 @@ def _coco_entries(
         labels, bad = [], []
         for annotation in annotations:
             category = annotation.get("category_id")
-            class_name = classes.get(category) if isinstance(category, int | str) else None
+            class_name = classes.get(category) if isinstance(category, int | float | str) else None
             if class_name is None:
                 bad.append(f"category {category!r} is not in categories"[:100])
             elif (box := box_of(annotation.get("bbox"))) is None:
@@ -130,23 +158,29 @@ def _coco_entries(
             root / name,
             _pixels(image.get("width")),
             _pixels(image.get("height")),
-            splits.get(name),
+            split or splits.get(name),
             tuple(labels),
             tuple(bad),
         )
 
 
-def read_voc(folder: Path, splits: Mapping[str, str]) -> Source:
+def read_voc(folder: Path, splits: Mapping[str, str], split: str | None = None) -> Source:
     """The annotated images of a VOC folder; those without an XML file are unlabelled, and left out.
 
-    Without `splits`, those of ImageSets/Main are used; images that only `trainval` lists are for training. Raises
-    DatasetError.
+    With `split` all of it is in that. Without it and `splits`, those of ImageSets/Main are used; images that only
+    `trainval` lists are for training. Names may have an ending, or none. Raises DatasetError.
     """
     files = sorted((folder / "Annotations").glob("*.xml"))
     if not files:
         raise DatasetError(f"{folder / 'Annotations'} has no XML files; expected a Pascal VOC folder")
-    by_stem = {} if splits else _voc_splits(folder / "ImageSets" / "Main")
-    return Source(len(files), _voc_entries(folder / "JPEGImages", files, splits, by_stem))
+    root = folder / "JPEGImages"
+    # Of two with one stem the first.
+    images = {path.stem: path.name for path in sorted(root.iterdir(), reverse=True)} if root.is_dir() else {}
+    if split is None and not splits:
+        splits = _voc_splits(folder / "ImageSets" / "Main")
+    stems = {file.stem for file in files}
+    problems = _unmatched(splits, stems | {images[stem] for stem in stems & images.keys()}, folder)
+    return Source(len(files), _voc_entries(root, files, images, splits, split), problems)
 
 
 def _voc_splits(folder: Path) -> dict[str, str]:
@@ -154,16 +188,18 @@ def _voc_splits(folder: Path) -> dict[str, str]:
     for name in (*_VOC_LISTS, "trainval"):
         path = folder / f"{name}.txt"
         for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-            stem = line.split()[0] if line.strip() else ""
+            if not line.strip():
+                continue
+            image = line.split()[0]
             if name == "trainval":
-                splits.setdefault(stem, "train")
-            elif splits.setdefault(stem, name) != name:
-                raise DatasetError(f"{path}: {stem!r} is in {splits[stem]} too; expected one split an image")
+                splits.setdefault(image, "train")
+            elif splits.setdefault(image, name) != name:
+                raise DatasetError(f"{path}: {image!r} is in {splits[image]} too; expected one split an image")
     return splits
 
 
 def _voc_entries(
-    root: Path, files: list[Path], splits: Mapping[str, str], by_stem: Mapping[str, str]
+    root: Path, files: list[Path], images: Mapping[str, str], splits: Mapping[str, str], split: str | None
 ) -> Iterator[Entry | Bad]:
     seen: set[str] = set()
     for file in files:
@@ -173,12 +209,10 @@ def _voc_entries(
             yield Bad(file.name, f"cannot be read: {error}")
             continue
         name = (annotation.findtext("filename") or "").strip()
+        if PurePosixPath(name).stem != file.stem or not name_is_safe(name) or not (root / name).is_file():
+            # Data sets that were renamed or moved keep the old name inside, where it may be another image's by now.
+            name = images.get(file.stem, name)
         problem = _name_problem(name, seen) if name else "expected a filename"
-        if problem is None and not (root / name).is_file():
-            # Data sets that were renamed keep the old name inside; the file's own name is then the right one.
-            renamed = next(iter(sorted(root.glob(f"{_glob_literal(file.stem)}.*"))), None)
-            if renamed is not None:
-                name, problem = renamed.name, _name_problem(renamed.name, seen)
         if problem:
             yield Bad(file.name, f"filename {name!r}: {problem}")
             continue
@@ -203,7 +237,7 @@ def _voc_entries(
             root / name,
             _pixels(_decimal(annotation.findtext("size/width"))),
             _pixels(_decimal(annotation.findtext("size/height"))),
-            splits.get(name) or by_stem.get(file.stem),
+            split or splits.get(name) or splits.get(file.stem),
             tuple(labels),
             tuple(bad),
         )
@@ -275,7 +309,3 @@ def _decimal(text: str | None) -> float | None:
 def _pixels(value: Any) -> int:
     whole = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1_000_000
     return int(value) if whole else 0
-
-
-def _glob_literal(text: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)

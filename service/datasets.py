@@ -2,6 +2,7 @@
 
 import hashlib
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
@@ -77,23 +78,14 @@ def open_source(form: str, folder: Path, split_file: Path | None, split: str | N
     own = folder / "split.json"
     if split_file is None and split is None and own.is_file():
         split_file = own
-    splits: Any = _Everything(split) if split is not None else read_split_file(split_file) if split_file else {}
-    return read_coco(folder, splits) if form == "coco" else read_voc(folder, splits)
-
-
-class _Everything(dict[str, str]):
-    """Every name is in one split."""
-
-    def __init__(self, split: str) -> None:
-        super().__init__({"": split})
-        self._split = split
-
-    def get(self, key: str, default: Any = None) -> str:
-        return self._split
+    splits = read_split_file(split_file) if split_file else {}
+    return read_coco(folder, splits, split) if form == "coco" else read_voc(folder, splits, split)
 
 
 async def import_dataset(store: Store, source: Source, name: str, on_progress: OnProgress) -> Summary:
     """Bring the images and labels of `source` into MongoDB as data set `name`; images already there are passed over.
+
+    Those are known by name and split.
 
     Raises DatasetError for a name that cannot be one; whatever is wrong with an image is counted in the summary.
     """
@@ -101,8 +93,10 @@ async def import_dataset(store: Store, source: Source, name: str, on_progress: O
         raise DatasetError(f"--name is {name!r}; expected a text of 1 to 200 printable characters")
     await store.indexes.create("IMG_INFO", "IMG_LAB_INFO")
     await remove_chunks(store.files.images, older_than=ORPHAN_SECONDS)
-    present = await store.records.names_in(name)
-    summary = Summary(name)
+    present = await store.records.splits_in(name)
+    summary = Summary(name, failed_labels=source.stray_labels)
+    for problem in source.problems:
+        summary.problem(name, problem)
     done = 0
 
     async def work() -> None:
@@ -114,10 +108,15 @@ async def import_dataset(store: Store, source: Source, name: str, on_progress: O
             if isinstance(entry, Bad):
                 summary.failed_images += 1
                 summary.problem(entry.name, entry.reason)
-            elif entry.file_name in present:
+            elif entry.file_name not in present:
+                await _import_one(store, image_id, entry, name, summary)
+            elif entry.split == present[entry.file_name]:
                 summary.already_there += 1
             else:
-                await _import_one(store, image_id, entry, name, summary)
+                # Most likely another image, of a second folder that has the same names.
+                summary.failed_images += 1
+                there = present[entry.file_name]
+                summary.problem(entry.file_name, f"is there already, in split {there!r} instead of {entry.split!r}")
             done += 1
             on_progress(done, source.total)
 
@@ -152,8 +151,8 @@ async def _import_one(store: Store, image_id: ObjectId, entry: Entry, dataset: s
 def _inspect(entry: Entry) -> tuple[str, int, int]:
     """The sha256, width and height of an image file. Raises OSError or ValueError if it is none.
 
-    Only the signature is looked at where the size is known: a damaged image is the business of whoever reads it, who
-    names it in the result. A size that is not given is that of the picture as a viewer shows it (EXIF applied).
+    Where the size is known only the head of the file is looked at: a damaged image is the business of whoever reads it,
+    who names it in the result. A size that is not given is that of the picture as a viewer shows it (EXIF applied).
     """
     import cv2  # a tenth of a second that no other command needs
 
@@ -162,11 +161,29 @@ def _inspect(entry: Entry) -> tuple[str, int, int]:
     if not cv2.haveImageReader(str(entry.path)):
         raise ValueError(f"{entry.path} is no image that can be read")
     if entry.width and entry.height:
+        _check_size(entry)
         return sha256, entry.width, entry.height
     picture = cv2.imread(str(entry.path), cv2.IMREAD_COLOR)
     if picture is None:
         raise ValueError(f"{entry.path} cannot be decoded, and its annotation gives no size")
     return sha256, picture.shape[1], picture.shape[0]
+
+
+def _check_size(entry: Entry) -> None:
+    """Raise ValueError if the file says another size than its annotation: nobody would know where the boxes lie, and
+    every training would skip it.
+    """
+    from PIL import ExifTags, Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(entry.path) as image:
+            found, turned = image.size, image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        return  # OpenCV knows formats that Pillow does not; what is too large is skipped by readers.
+    known = (entry.width, entry.height)
+    # The labels may be about the picture as it lies in the file, or as a viewer turns it.
+    if known != found and not (turned and known == found[::-1]):
+        raise ValueError(f"{entry.path} is {found[0]} x {found[1]} pixels; its annotation says {known[0]} x {known[1]}")
 
 
 async def list_datasets(store: Store) -> list[dict[str, Any]]:

@@ -190,9 +190,13 @@ def fit(image: Image, size: int) -> Image:
     """`image` stretched to `size` x `size`, as the network takes it: by area where it shrinks, so that thin things
     stay visible.
     """
-    shrinks = image.shape[0] * image.shape[1] > size * size
-    scaled = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.asarray(scaled, np.uint8)
+    rows, columns = min(image.shape[0], size), min(image.shape[1], size)
+    if (rows, columns) != image.shape[:2]:
+        # By itself where the other side grows: INTER_AREA would look at single pixels then.
+        image = np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+    if (rows, columns) != (size, size):
+        image = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return image
 
 
 def shrink(image: Image, boxes: Boxes, shorter_side: int) -> tuple[Image, Boxes]:
@@ -243,9 +247,13 @@ def _inspect_jpeg(data: bytes) -> tuple[tuple[int, int] | None, bool]:
     size = None
     at = 2
     while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            return size, False
         marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0:
+            # Bytes between segments that belong to nothing: every decoder passes over them.
+            at = data.find(b"\xff", at + 1)
+            if at < 0:
+                break
+            continue
         if marker == 0xFF:  # A fill byte.
             at += 1
             continue

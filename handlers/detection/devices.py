@@ -9,8 +9,8 @@ import torch
 
 from handlers.detection.errors import OutOfMemory
 
-#: Bytes of decoded images that a training keeps in memory, over all its ranks.
-IMAGE_STORE_BYTES = 1 << 30
+#: Bytes of decoded images that a training keeps in memory, over all its ranks: at most, and as a share of all memory.
+_STORE_BYTES, _STORE_SHARE = 1 << 30, 1 / 16
 #: Threads that read images for one rank, at most: beyond it they wait for each other more than for the images.
 _MAX_READERS = 8
 #: Bytes that a training takes on the CPU: of itself, and for each pixel of the images that it takes at once. Measured
@@ -58,6 +58,11 @@ def reader_threads(ranks: int) -> int:
     return max(1, min(_MAX_READERS, len(os.sched_getaffinity(0)) // ranks))
 
 
+def image_store_bytes(ranks: int) -> int:
+    """Bytes of decoded images that each of `ranks` processes may keep in memory, so as not to read them again."""
+    return min(_STORE_BYTES, int(_memory_bytes() * _STORE_SHARE)) // ranks
+
+
 def images_at_once(device: torch.device, input_size: int, ranks: int) -> int:
     """How many images each of `ranks` processes can take in one forward pass, at least 1, for all that is known.
 
@@ -66,7 +71,7 @@ def images_at_once(device: torch.device, input_size: int, ranks: int) -> int:
     """
     if device.type == "cuda":
         return sys.maxsize
-    room = _memory_bytes() // ranks - _OWN_BYTES
+    room = _memory_bytes() // ranks - _OWN_BYTES - image_store_bytes(ranks)
     return max(1, room // (_BYTES_PER_PIXEL * input_size * input_size))
 
 

@@ -14,8 +14,8 @@ from handlers.detection.batches import Batches, BatchPlan, ImageStore
 from handlers.detection.card import training_facts
 from handlers.detection.data import Sample, fit, read_message
 from handlers.detection.devices import (
-    IMAGE_STORE_BYTES,
     check_memory,
+    image_store_bytes,
     images_at_once,
     open_device,
     reader_threads,
@@ -76,7 +76,7 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
     if input_size > named_size:
         emit(Note(message=f"the input is {input_size} pixels instead of {named_size}: objects are small"))
     device = open_device(job.devices[ranks.rank])
-    store = ImageStore(input_size, IMAGE_STORE_BYTES // ranks.size)
+    store = ImageStore(input_size, image_store_bytes(ranks.size))
     with ThreadPoolExecutor(reader_threads(ranks.size), "reader") as pool:
         # --- data: every image is read once, so that the unreadable are known before the first iteration
         data = load_data(job, message, store, pool, ranks)
@@ -111,6 +111,8 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             network.fit_boxes(data.object_sizes)
         # Images lie in memory channel by channel last, see Network.normalised; weights that do too save copies.
         network = network.to(device).to(memory_format=torch.channels_last)
+        if at_once < MIN_IMAGES_FOR_STATISTICS <= len(share):
+            emit(Note(message=f"{at_once} images at once are too few for batch normalisation: it keeps its statistics"))
         if resumed is None and at_once < MIN_IMAGES_FOR_STATISTICS:
             calibrate_batch_norm(network, _stack(data.train, store, input_size, _CALIBRATION_IMAGES).to(device))
         rate = params.inital_learning_rate

@@ -105,10 +105,11 @@ class Records:
             for row in await self._db.call(cursor.to_list)
         ]
 
-    async def names_in(self, dataset: str) -> set[str]:
-        """The file names that a data set already has."""
-        cursor = self._images.find({"dataset": dataset, "file_name": {"$type": "string"}}, {"file_name": 1, "_id": 0})
-        return {document["file_name"] for document in await self._db.call(cursor.to_list)}
+    async def splits_in(self, dataset: str) -> dict[str, str | None]:
+        """The file names that a data set already has, with their splits."""
+        fields = {"file_name": 1, "split": 1, "_id": 0}
+        cursor = self._images.find({"dataset": dataset, "file_name": {"$type": "string"}}, fields)
+        return {document["file_name"]: document.get("split") for document in await self._db.call(cursor.to_list)}
 
     async def add(self, image_id: ObjectId, image: ImageRecord, labels: Sequence[dict[str, Any]]) -> None:
         """Insert one image, as `image_id`, and its labels (LabelRecord fields but `img_id`).

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from bson import ObjectId
 from gridfs import GridFSBucket
+from PIL import ExifTags, Image
 from pymongo.database import Database
 
 from handlers.store import Store
-from service.dataset_files import Bad, DatasetError, Source
+from service.dataset_files import Bad, DatasetError, Entry, Source
 from service.datasets import Summary, export_dataset, import_dataset, list_datasets, open_source
 
 pytestmark = pytest.mark.anyio
@@ -194,6 +195,22 @@ async def test_sizes_come_from_the_picture_where_they_are_not_given(store: Store
     assert (image["width"], image["height"]) == (40, 30)
 
 
+async def test_a_size_that_is_not_the_file_s(store: Store, tmp_path: Path) -> None:
+    """Swapped, or from before the images were made smaller: named at the import. Turned by EXIF is no difference."""
+    coco_folder(tmp_path, ["x.png", "y.png", "lying.jpg"])
+    path = tmp_path / "annotations.json"
+    document = json.loads(path.read_text())
+    for image in document["images"][1:]:
+        image |= {"width": 30, "height": 40}
+    path.write_text(json.dumps(document))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(tmp_path / "images" / "x.png").save(tmp_path / "images" / "lying.jpg", exif=exif)
+    summary = await bring_in(store, open_source("coco", tmp_path, None, None))
+    assert (summary.images, summary.failed_images) == (2, 1)
+    assert "y.png is 40 x 30 pixels; its annotation says 30 x 40" in summary.problems[0]
+
+
 async def test_splits(store: Store, db: Db, tmp_path: Path) -> None:
     """`split.json` is used by itself, `--split-file` and `--split` instead of it; unlisted images have no split."""
     coco_folder(tmp_path, ["x.png", "y.png"])
@@ -259,6 +276,61 @@ async def test_voc(store: Store, db: Db, tmp_path: Path) -> None:
     ]
 
 
+async def test_a_voc_image_is_the_one_that_the_file_is_named_after(tmp_path: Path) -> None:
+    """Whatever stands inside: another image's name, one for all, a path of somebody's machine, nothing."""
+    folder = voc_folder(tmp_path)
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("a.jpg\nc\n")
+    for name, inside in zip("abcd", ("b.jpg", "b.jpg", "C:\\me\\c.jpg", ""), strict=True):
+        (folder / "Annotations" / f"{name}.xml").write_text(VOC.format(filename=inside))
+    entries = [entry for entry in open_source("voc", folder, None, None).entries if isinstance(entry, Entry)]
+    assert [(entry.file_name, entry.split) for entry in entries] == [
+        ("a.jpg", "train"),
+        ("b.jpg", "test"),
+        ("c.jpg", "train"),
+        ("d.jpg", None),
+    ]
+
+
+async def test_splits_of_other_images(store: Store, db: Db, tmp_path: Path) -> None:
+    """A list of which no name is known would leave tests to be trained on, and is refused; single names are told."""
+    coco = coco_folder(tmp_path / "coco", ["train/x.png", "train/y.png"])
+    voc = voc_folder(tmp_path / "voc")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"train": ["x.png"], "test": ["y.png"]}))
+    for form, folder in (("coco", coco), ("voc", voc)):
+        with pytest.raises(DatasetError, match=r"2 of the 2 names in the splits are no image of .*, e.g. 'x.png'; exp"):
+            open_source(form, folder, other, None)
+        assert (await bring_in(store, open_source(form, folder, None, "test"), form)).failed_images == 0
+    other.write_text(json.dumps({"train": ["a"], "test": ["b.jpg", "x.png"]}))
+    summary = await bring_in(store, open_source("voc", voc, other, None))
+    assert summary.splits == {"train": 1, "test": 1, "": 2}
+    assert "1 of the 3 names in the splits" in summary.problems[0]
+
+
+async def test_another_folder_with_the_same_names(store: Store, db: Db, tmp_path: Path) -> None:
+    """Its images are not those that are there already: they are named, not passed over."""
+    coco_folder(tmp_path / "one", ["x.png", "y.png"])
+    coco_folder(tmp_path / "two", ["x.png", "z.png"])
+    await bring_in(store, open_source("coco", tmp_path / "one", None, "train"))
+    summary = await bring_in(store, open_source("coco", tmp_path / "two", None, "test"))
+    assert (summary.images, summary.already_there, summary.failed_images) == (1, 0, 1)
+    assert summary.problems == ["x.png: is there already, in split 'train' instead of 'test'"]
+    again = await bring_in(store, open_source("coco", tmp_path / "one", None, "train"))
+    assert (again.images, again.already_there, again.failed_images) == (0, 2, 0)
+
+
+async def test_labels_of_no_image_are_counted(store: Store, tmp_path: Path) -> None:
+    """Ids as text on one side and as numbers on the other; a category that is a double is its number."""
+    path = coco_folder(tmp_path, ["x.png", "y.png"]) / "annotations.json"
+    document = json.loads(path.read_text())
+    document["annotations"][1] |= {"image_id": "1"}
+    document["annotations"][0] |= {"category_id": 7.0}
+    path.write_text(json.dumps(document))
+    summary = await bring_in(store, open_source("coco", tmp_path, None, None))
+    assert (summary.images, summary.labels, summary.failed_labels) == (2, 1, 1)
+    assert summary.problems == ["toy: annotations.json: labels of images that it does not list, e.g. of image_id '1'"]
+
+
 async def test_voc_files_cannot_do_harm(tmp_path: Path) -> None:
     """Entities (expansion, other files), paths out of the folder and broken XML are refused, file by file."""
     folder = voc_folder(tmp_path)
@@ -267,6 +339,7 @@ async def test_voc_files_cannot_do_harm(tmp_path: Path) -> None:
     reader = f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{secret}">]><annotation><filename>&x;</filename></annotation>'
     (folder / "Annotations" / "a.xml").write_text(bomb)
     (folder / "Annotations" / "b.xml").write_bytes(reader.encode("utf-16"))
+    (folder / "JPEGImages" / "c.jpg").unlink()
     (folder / "Annotations" / "c.xml").write_text(VOC.format(filename="../secret.jpg"))
     (folder / "Annotations" / "d.xml").write_text("<annotation><filename>d.jpg</filename>")
     (folder / "Annotations" / "e.xml").write_text("<annotation/>")

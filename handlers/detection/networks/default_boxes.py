@@ -66,10 +66,10 @@ class DefaultBoxes(nn.Module):
         """Take the shapes from `sizes` [N, 2]: width and height of the objects to be learnt, fractions of the image.
 
         An object belongs to the level that has the shape most like its own, of those whose cells are not too coarse for
-        its shorter side (after S3FD, Zhang et al. 2017, which has boxes lie the denser the smaller they are). The shapes
-        of a level become centres of its objects (k-means, after YOLO9000, Redmon & Farhadi 2017, but of the
-        logarithms). A level with few objects keeps its shapes, so that nothing is lost where the data say little. The
-        same sizes give the same shapes.
+        its shorter side (after S3FD, Zhang et al. 2017, where boxes lie the denser the smaller they are). The shapes of
+        a level become centres of its objects (k-means, after YOLO9000, Redmon & Farhadi 2017, but of the logarithms). A
+        level with few objects keeps its shapes, so that nothing is lost where the data say little. The same sizes give
+        the same shapes.
         """
         sizes = sizes[:: -(-len(sizes) // _MOST_OBJECTS) or 1]
         shapes = self.shapes.cpu().numpy().copy()

@@ -6,7 +6,7 @@ import zlib
 
 import cv2
 import numpy as np
-from PIL import Image  # comes with torchvision and matplotlib
+from PIL import Image
 
 SIDE = 64
 
@@ -50,6 +50,12 @@ def changed(data: bytes, after: bytes, skip: int, new: bytes) -> bytes:
     return data[:at] + new + data[at + len(new) :]
 
 
+def stray(jpeg: bytes, between: bytes) -> bytes:
+    """`jpeg` with bytes that belong to nothing before its tables."""
+    at = jpeg.index(b"\xff\xdb")
+    return jpeg[:at] + between + jpeg[at:]
+
+
 def tiff_bomb() -> bytes:
     data = bytearray(pillow("TIFF"))
     (directory,) = struct.unpack("<I", data[4:8])
@@ -73,6 +79,8 @@ def corpus() -> dict[str, tuple[bytes, str | None]]:
         "png bomb": (png_bomb(30_000, 30_000), TOO_LARGE),
         "thin png bomb": (png_bomb(1, 2_000_000_000), TOO_LARGE),
         "jpeg bomb": (changed(pillow("JPEG"), b"\xff\xc0", 5, wide), TOO_LARGE),
+        "stray byte in a jpeg": (stray(pillow("JPEG"), b"\x12"), None),
+        "stray bytes in a jpeg": (stray(pillow("JPEG"), b"\x00\x12\xff\x00\x34"), None),
         "webp bomb": (changed(pillow("WEBP"), b"\x9d\x01\x2a", 3, struct.pack("<HH", 16_383, 16_383)), TOO_LARGE),
         "tiff bomb": (tiff_bomb(), TOO_LARGE),
         "gif bomb": (changed(pillow("GIF"), b"GIF8", 6, wide), TOO_LARGE),

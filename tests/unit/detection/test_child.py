@@ -113,7 +113,8 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
     assert "begins at 0.001, rises to 0.025 over the first 30 % of 3 iterations" in trained.card.recipe
 
     assert [event.message for event in events if isinstance(event, Note)] == [
-        "each batch of 4 images is taken in 2 parts, to fit into the device's memory"
+        "each batch of 4 images is taken in 2 parts, to fit into the device's memory",
+        "2 images at once are too few for batch normalisation: it keeps its statistics",
     ]
     started = [event for event in events if isinstance(event, Started)]
     assert [(event.device, event.iteration) for event in started] == [("cpu", 0)]

@@ -121,6 +121,8 @@ def test_a_small_container_takes_batches_in_parts(tmp_path: Path, monkeypatch: p
     assert 2 <= devices.images_at_once(cpu, 544, 1) <= 5
     assert 1 <= devices.images_at_once(cpu, 544, 2) <= 2
     assert devices.images_at_once(cpu, 100_000, 1) == 1
+    # Images that are kept take their part: a sixteenth of the memory, a GiB at most.
+    assert devices.image_store_bytes(1) == 2 * devices.image_store_bytes(2) == 1 << 28
     assert devices.images_at_once(torch.device("cuda", 0), 544, 1) > 1_000_000
     (tmp_path / "memory.max").unlink()
     (tmp_path / "memory").mkdir()
