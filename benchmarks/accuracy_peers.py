@@ -3,12 +3,12 @@
     python benchmarks/accuracy_peers.py torchvision [--datasets bccd dice] [--seeds 1] [--iterations 1000]
     python benchmarks/accuracy_peers.py ultralytics …
 
-`torchvision`: its SSDLite at 320 pixels on MobileNetV2 with the ImageNet weights that ours begins with, trained as its
-reference script trains SSDLite (random crops of SSD, flips, SGD with momentum 0.9 and weight decay 4e-5, 0.15 for 192
-images a step, which is 0.0078 for 10, cosine). `ultralytics`: YOLOv8n at 320 pixels from a random start, since its
-weights cannot be had everywhere, with all its defaults (mosaic, flips, colours); it needs `pip install ultralytics`
-(AGPL-3.0) in an environment of its own. 10 images a step, as ours. Test images are measured by our COCO
-evaluation. A row for each peer, data set and seed goes to `--out` (benchmarks/accuracy_peers.json).
+`torchvision`: its SSDLite on MobileNetV2 with the ImageNet weights that ours begins with, trained as its reference
+script trains SSDLite (random crops of SSD, flips, SGD with momentum 0.9 and weight decay 4e-5, 0.15 for 192 images a
+step, which is 0.0078 for 10, cosine). `ultralytics`: YOLOv8n from a random start, since its weights cannot be had
+everywhere, with all its defaults (mosaic, flips, colours); it needs `pip install ultralytics` (AGPL-3.0) in an
+environment of its own. 10 images a step, and an input as large as ours has on these data. Test images are measured by
+our COCO evaluation. A row for each peer, data set and seed goes to `--out` (benchmarks/accuracy_peers.json).
 """
 
 import argparse
@@ -28,7 +28,8 @@ from handlers.detection.data import read_image
 from handlers.detection.evaluate import average_precision
 
 _BATCH = 10
-_SIZE = 320
+#: Pixels of the input: what ours chooses for each data set (`handlers.detection.input_size`).
+_SIZE, _SIZES = 320, {"dice": 544}
 
 Document = dict[str, Any]
 #: What finds objects in an RGB image.
@@ -69,7 +70,7 @@ def main() -> None:
         folder = Folder(chosen.folder / name)
         for seed in chosen.seeds:
             begun = time.monotonic()
-            detect = PEERS[chosen.peer](folder, seed, chosen.iterations)
+            detect = PEERS[chosen.peer](folder, seed, chosen.iterations, _SIZES.get(name, _SIZE))
             seconds = time.monotonic() - begun
             row = {"peer": chosen.peer, "dataset": name, "seed": seed, **measured(folder, detect)}
             keep(row | {"seconds": round(seconds), "iterations": chosen.iterations}, chosen.out)
@@ -85,7 +86,7 @@ def measured(folder: Folder, detect: Detect) -> Document:
     return {key: round(metrics[key], 4) for key in ("map", "map_50")}
 
 
-def torchvision_ssdlite(classes: int) -> torch.nn.Module:
+def torchvision_ssdlite(classes: int, size: int = _SIZE) -> torch.nn.Module:
     """Its SSDLite for so many classes, on MobileNetV2 with the weights that ours begins with."""
     from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
     from torchvision.models.detection.ssd import SSD
@@ -100,13 +101,13 @@ def torchvision_ssdlite(classes: int) -> torch.nn.Module:
     for block in trunk.features[1:-1]:
         block.block = block.conv  # as MobileNetV3's blocks call theirs
     extractor = _mobilenet_extractor(trunk, 6, torch.nn.BatchNorm2d)
-    channels = [one.shape[1] for one in extractor(torch.zeros(2, 3, _SIZE, _SIZE)).values()]
+    channels = [one.shape[1] for one in extractor(torch.zeros(2, 3, size, size)).values()]
     anchors = DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95)
     head = SSDLiteHead(channels, anchors.num_anchors_per_location(), classes + 1, torch.nn.BatchNorm2d)
     return SSD(
         extractor,
         anchors,
-        (_SIZE, _SIZE),
+        (size, size),
         classes + 1,
         head=head,
         # As its SSDLite, but for the normalisation, which is that of the weights.
@@ -119,13 +120,13 @@ def torchvision_ssdlite(classes: int) -> torch.nn.Module:
     )
 
 
-def train_torchvision(folder: Folder, seed: int, iterations: int) -> Detect:
+def train_torchvision(folder: Folder, seed: int, iterations: int, size: int) -> Detect:
     """SSDLite as torchvision's reference script trains it."""
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
     torch.manual_seed(seed)
-    network = torchvision_ssdlite(len(folder.names))
+    network = torchvision_ssdlite(len(folder.names), size)
     change = v2.Compose(
         [
             v2.RandomIoUCrop(),
@@ -169,7 +170,7 @@ def views(names: list[str], iterations: int, seed: int) -> list[list[str]]:
     return [row[start : start + _BATCH] for start in range(0, iterations * _BATCH, _BATCH)]
 
 
-def train_ultralytics(folder: Folder, seed: int, iterations: int) -> Detect:
+def train_ultralytics(folder: Folder, seed: int, iterations: int, size: int) -> Detect:
     """YOLOv8n with all its defaults."""
     import ultralytics
 
@@ -181,7 +182,7 @@ def train_ultralytics(folder: Folder, seed: int, iterations: int) -> Detect:
         yolo.train(
             data=f"{work}/data.yaml",
             epochs=max(1, round(iterations * _BATCH / counts["train"])),
-            imgsz=_SIZE,
+            imgsz=size,
             batch=_BATCH,
             seed=seed,
             device="cpu",
@@ -192,7 +193,7 @@ def train_ultralytics(folder: Folder, seed: int, iterations: int) -> Detect:
         )
 
     def detect(image: np.ndarray) -> Detections:
-        (result,) = yolo.predict(image[..., ::-1], imgsz=_SIZE, conf=0.001, max_det=100, verbose=False)
+        (result,) = yolo.predict(image[..., ::-1], imgsz=size, conf=0.001, max_det=100, verbose=False)
         boxes = result.boxes
         return Detections(boxes.xyxy.numpy(), boxes.cls.numpy().astype(np.int64) + 1, boxes.conf.numpy())
 
@@ -218,7 +219,7 @@ def write_yolo(folder: Folder, split: str, work: Path) -> int:
     return len(names)
 
 
-PEERS: dict[str, Callable[[Folder, int, int], Detect]] = {
+PEERS: dict[str, Callable[[Folder, int, int, int], Detect]] = {
     "torchvision": train_torchvision,
     "ultralytics": train_ultralytics,
 }
