@@ -6,8 +6,9 @@ COCO (https://cocodataset.org/#format-data): `annotations.json`, `images/`, and 
 """
 
 import math
+import mimetypes
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -96,8 +97,9 @@ def read_coco(folder: Path, splits: Mapping[str, str], split: str | None = None)
             f"{path} is no COCO document ({error!r}); expected images, annotations and categories"
         ) from None
     listed = [image for image in images if isinstance(image, dict)]
-    problems = _unmatched(splits, {str(image.get("file_name")) for image in listed}, path)
-    ids = {image.get("id") for image in listed if isinstance(image.get("id"), int | float | str)}
+    names = {str(image.get("file_name")) for image in listed}
+    problems = _unmatched(splits, names.__contains__, path)
+    ids = {image.get("id") for image in listed if isinstance(image.get("id"), Hashable)}
     stray = {image_id: len(labels) for image_id, labels in by_image.items() if image_id not in ids}
     if stray:
         problems += (f"{path.name}: labels of images that it does not list, e.g. of image_id {next(iter(stray))!r}",)
@@ -105,11 +107,11 @@ def read_coco(folder: Path, splits: Mapping[str, str], split: str | None = None)
     return Source(len(images), entries, problems, sum(stray.values()))
 
 
-def _unmatched(splits: Mapping[str, str], known: Container[str], where: Path) -> tuple[str, ...]:
+def _unmatched(splits: Mapping[str, str], known: Callable[[str], bool], where: Path) -> tuple[str, ...]:
     """What is wrong with names in `splits`. Raises DatasetError if it is all of them: nothing would be in any split,
     and what was meant for tests would be trained on.
     """
-    unknown = [name for name in splits if name not in known]
+    unknown = [name for name in splits if not known(name)]
     if not unknown:
         return ()
     message = f"{len(unknown)} of the {len(splits)} names in the splits are no image of {where}, e.g. {unknown[0]!r}"
@@ -174,32 +176,51 @@ def read_voc(folder: Path, splits: Mapping[str, str], split: str | None = None) 
     if not files:
         raise DatasetError(f"{folder / 'Annotations'} has no XML files; expected a Pascal VOC folder")
     root = folder / "JPEGImages"
-    # Of two with one stem the first.
-    images = {path.stem: path.name for path in sorted(root.iterdir(), reverse=True)} if root.is_dir() else {}
-    if split is None and not splits:
-        splits = _voc_splits(folder / "ImageSets" / "Main")
     stems = {file.stem for file in files}
-    problems = _unmatched(splits, stems | {images[stem] for stem in stems & images.keys()}, folder)
-    return Source(len(files), _voc_entries(root, files, images, splits, split), problems)
+    images = _images_by_stem(root)
+    if split is None and not splits:
+        splits = _voc_splits(folder / "ImageSets" / "Main", stems)
+
+    def known(name: str) -> bool:
+        return name in stems or name in images or (name_is_safe(name) and (root / name).is_file())
+
+    return Source(
+        len(files), _voc_entries(root, files, stems, images, splits, split), _unmatched(splits, known, folder)
+    )
 
 
-def _voc_splits(folder: Path) -> dict[str, str]:
+def _images_by_stem(root: Path) -> dict[str, str]:
+    """Of two with one stem the first."""
+    names = sorted((path.name for path in root.iterdir()), reverse=True) if root.is_dir() else []
+    pictures = (name for name in names if (mimetypes.guess_type(name)[0] or "").startswith("image/"))
+    return {PurePosixPath(name).stem: name for name in pictures}
+
+
+def _voc_splits(folder: Path, stems: Set[str]) -> dict[str, str]:
     splits: dict[str, str] = {}
-    for name in (*_VOC_LISTS, "trainval"):
-        path = folder / f"{name}.txt"
+    for list_name in (*_VOC_LISTS, "trainval"):
+        path = folder / f"{list_name}.txt"
         for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
             if not line.strip():
                 continue
-            image = line.split()[0]
-            if name == "trainval":
-                splits.setdefault(image, "train")
-            elif splits.setdefault(image, name) != name:
-                raise DatasetError(f"{path}: {image!r} is in {splits[image]} too; expected one split an image")
+            name = line.split()[0]
+            stem = PurePosixPath(name).stem
+            if name not in stems and stem in stems:
+                name = stem
+            if list_name == "trainval":
+                splits.setdefault(name, "train")
+            elif splits.setdefault(name, list_name) != list_name:
+                raise DatasetError(f"{path}: {name!r} is in {splits[name]} too; expected one split an image")
     return splits
 
 
 def _voc_entries(
-    root: Path, files: list[Path], images: Mapping[str, str], splits: Mapping[str, str], split: str | None
+    root: Path,
+    files: list[Path],
+    stems: Set[str],
+    images: Mapping[str, str],
+    splits: Mapping[str, str],
+    split: str | None,
 ) -> Iterator[Entry | Bad]:
     seen: set[str] = set()
     for file in files:
@@ -209,8 +230,12 @@ def _voc_entries(
             yield Bad(file.name, f"cannot be read: {error}")
             continue
         name = (annotation.findtext("filename") or "").strip()
-        if PurePosixPath(name).stem != file.stem or not name_is_safe(name) or not (root / name).is_file():
+        inner = PurePosixPath(name).stem
+        if inner != file.stem or not name_is_safe(name) or not (root / name).is_file():
             # Data sets that were renamed or moved keep the old name inside, where it may be another image's by now.
+            if file.stem not in images and inner != file.stem and inner in stems:
+                yield Bad(file.name, f"there is no image of this name, and {name!r} is that of {inner}.xml")
+                continue
             name = images.get(file.stem, name)
         problem = _name_problem(name, seen) if name else "expected a filename"
         if problem:

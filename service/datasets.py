@@ -110,7 +110,7 @@ async def import_dataset(store: Store, source: Source, name: str, on_progress: O
                 summary.problem(entry.name, entry.reason)
             elif entry.file_name not in present:
                 await _import_one(store, image_id, entry, name, summary)
-            elif entry.split == present[entry.file_name]:
+            elif (entry.split or None) == (present[entry.file_name] or None):
                 summary.already_there += 1
             else:
                 # Most likely another image, of a second folder that has the same names.
@@ -173,16 +173,18 @@ def _check_size(entry: Entry) -> None:
     """Raise ValueError if the file says another size than its annotation: nobody would know where the boxes lie, and
     every training would skip it.
     """
-    from PIL import ExifTags, Image, UnidentifiedImageError
+    from PIL import ExifTags, Image
 
+    known = (entry.width, entry.height)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(entry.path) as image:
-            found, turned = image.size, image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        return  # OpenCV knows formats that Pillow does not; what is too large is skipped by readers.
-    known = (entry.width, entry.height)
-    # The labels may be about the picture as it lies in the file, or as a viewer turns it.
-    if known != found and not (turned and known == found[::-1]):
+            found = image.size
+            # The labels may be about the picture as it lies in the file, or as a viewer turns it. Asked only then,
+            # since of some formats Pillow reads all for it.
+            turned = known == found[::-1] and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception:  # noqa: BLE001
+        return  # OpenCV reads what Pillow does not, or stumbles over: it says so in errors of every kind.
+    if known != found and not turned:
         raise ValueError(f"{entry.path} is {found[0]} x {found[1]} pixels; its annotation says {known[0]} x {known[1]}")
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import struct
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,18 @@ async def test_a_size_that_is_not_the_file_s(store: Store, tmp_path: Path) -> No
     assert "y.png is 40 x 30 pixels; its annotation says 30 x 40" in summary.problems[0]
 
 
+@pytest.mark.parametrize("size", [(40, 30), (30, 40)])
+async def test_metadata_that_pillow_chokes_on(store: Store, tmp_path: Path, size: tuple[int, int]) -> None:
+    """Are no reason to refuse an image that OpenCV reads, and end no import."""
+    width, height = size
+    coco_folder(tmp_path, ["x.png"], width=width, height=height)
+    path = tmp_path / "images" / "x.png"
+    junk = struct.pack(">I", 8) + b"eXIfjunkjunk"
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + junk + struct.pack(">I", zlib.crc32(junk[4:])) + data[33:])
+    assert (await bring_in(store, open_source("coco", tmp_path, None, None))).images == 1
+
+
 async def test_splits(store: Store, db: Db, tmp_path: Path) -> None:
     """`split.json` is used by itself, `--split-file` and `--split` instead of it; unlisted images have no split."""
     coco_folder(tmp_path, ["x.png", "y.png"])
@@ -289,6 +303,33 @@ async def test_a_voc_image_is_the_one_that_the_file_is_named_after(tmp_path: Pat
         ("c.jpg", "train"),
         ("d.jpg", None),
     ]
+
+
+async def test_what_voc_names_otherwise(tmp_path: Path) -> None:
+    """Images in a sub-folder, two endings, files with numbers for names; one whose image is gone takes no other's."""
+    folder = tmp_path / "voc"
+    names = {"a": "sub/a.jpg", "b": "b.png", "0001": "IMG_7.jpg", "gone": "b.png", "d": "was.jpg"}
+    (folder / "Annotations").mkdir(parents=True)
+    for stem, name in names.items():
+        (folder / "Annotations" / f"{stem}.xml").write_text(VOC.format(filename=name))
+    for name in ("sub/a.jpg", "b.jpg", "b.png", "IMG_7.jpg", "d.jpg", "d/x.jpg"):
+        picture(folder / "JPEGImages" / name)
+    (folder / "JPEGImages" / "d.csv").write_text("no image")
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps({"train": ["sub/a.jpg", "b.png"], "test": ["IMG_7.jpg", "d"]}))
+    source = open_source("voc", folder, splits, None)
+    found = {entry.file_name: entry.split for entry in source.entries if isinstance(entry, Entry)}
+    assert found == {"sub/a.jpg": "train", "b.png": "train", "IMG_7.jpg": "test", "d.jpg": "test"}
+    assert source.problems == ()
+    bad = [entry for entry in open_source("voc", folder, splits, None).entries if isinstance(entry, Bad)]
+    assert [(entry.name, entry.reason) for entry in bad] == [
+        ("gone.xml", "there is no image of this name, and 'b.png' is that of b.xml")
+    ]
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for name, line in (("test", "d"), ("trainval", "d.jpg")):
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(line)
+    found = {e.file_name: e.split for e in open_source("voc", folder, None, None).entries if isinstance(e, Entry)}
+    assert found["d.jpg"] == "test"
 
 
 async def test_splits_of_other_images(store: Store, db: Db, tmp_path: Path) -> None:

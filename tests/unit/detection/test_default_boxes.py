@@ -63,7 +63,8 @@ def test_no_object_falls_between_the_cells(name: str, sides: tuple[tuple[float, 
     random = np.random.default_rng(0)
     learnt, others = (np.stack([random.uniform(*side, 300) for side in sides], axis=1).astype("f4") for _ in range(2))
     boxes.fit(learnt)
-    assert (best_overlaps(boxes, others) > 0.5).float().mean() > 0.98
+    # By shape alone it is 0.33 to 0.79 of them.
+    assert (best_overlaps(boxes, others) > 0.65).float().mean() > 0.85
 
 
 def test_a_level_with_few_objects_keeps_its_shapes() -> None:
