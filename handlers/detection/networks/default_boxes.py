@@ -16,9 +16,9 @@ from handlers.detection.targets import Overlap
 _ENOUGH = 4
 #: Objects that are looked at: k-means takes time in proportion.
 _MOST_OBJECTS = 10_000
-#: Cells of a level that an object must be wide and high to belong to it. One that is as wide as a cell is overlapped by
-#: a third where it falls between two boxes of its own size, and one of two cells by three fifths.
-_CELLS = 2.0
+#: Cells of a level that an object must be wide and high to belong to it. Wherever it falls between boxes of its own
+#: size, the nearest then has an IoU of a half at least along that side.
+_CELLS = 1.5
 #: By this factor, an object may come larger or smaller than those that are labelled.
 _SPREAD = 1.25
 

@@ -56,15 +56,16 @@ def test_shapes_are_taken_from_the_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ANCHORED)
-@pytest.mark.parametrize("sides", [((0.06, 0.15), (0.4, 0.98)), ((0.3, 0.98), (0.3, 0.98))])
-def test_no_object_falls_between_the_cells(name: str, sides: tuple[tuple[float, float], ...]) -> None:
-    """Scratches across the image, and animals that fill it: the levels for their length alone are too coarse."""
+def test_scratches_do_not_fall_between_the_cells(name: str) -> None:
+    """What goes across the image and is narrow: the levels for its length alone are too coarse."""
     boxes = boxes_of(build(name))
     random = np.random.default_rng(0)
-    learnt, others = (np.stack([random.uniform(*side, 300) for side in sides], axis=1).astype("f4") for _ in range(2))
+    learnt, others = (
+        np.stack([random.uniform(0.06, 0.15, 300), random.uniform(0.4, 0.98, 300)], axis=1).astype("f4") for _ in "12"
+    )
     boxes.fit(learnt)
-    # By shape alone it is 0.33 to 0.79 of them.
-    assert (best_overlaps(boxes, others) > 0.65).float().mean() > 0.85
+    # By shape alone it is 0.41 to 0.81 of them.
+    assert (best_overlaps(boxes, others) > 0.6).float().mean() > 0.9
 
 
 def test_a_level_with_few_objects_keeps_its_shapes() -> None:
