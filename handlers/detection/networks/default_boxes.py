@@ -16,9 +16,8 @@ from handlers.detection.targets import Overlap
 _ENOUGH = 4
 #: Objects that are looked at: k-means takes time in proportion.
 _MOST_OBJECTS = 10_000
-#: Cells of a level that an object must be wide and high to belong to it. Wherever it falls between boxes of its own
-#: size, the nearest then has an IoU of a half at least along that side.
-_CELLS = 1.5
+#: An object this many times as long as wide is a long one, whose length alone would choose too coarse a level for it.
+_LONG = 2.0
 #: By this factor, an object may come larger or smaller than those that are labelled.
 _SPREAD = 1.25
 
@@ -65,18 +64,18 @@ class DefaultBoxes(nn.Module):
     def fit(self, sizes: Floats) -> None:
         """Take the shapes from `sizes` [N, 2]: width and height of the objects to be learnt, fractions of the image.
 
-        An object belongs to the level that has the shape most like its own, of those whose cells are not too coarse for
-        its shorter side (after S3FD, Zhang et al. 2017, where boxes lie the denser the smaller they are). The shapes of
-        a level become centres of its objects (k-means, after YOLO9000, Redmon & Farhadi 2017, but of the logarithms). A
-        level with few objects keeps its shapes, so that nothing is lost where the data say little. The same sizes give
-        the same shapes.
+        An object belongs to the level that has the shape most like its own; a long one to one whose cells are no larger
+        than it is wide, since it would fall between those of others. The shapes of a level become centres of its
+        objects (k-means, after YOLO9000, Redmon & Farhadi 2017, but of the logarithms). A level with few objects keeps
+        its shapes, so that nothing is lost where the data say little. The same sizes give the same shapes.
         """
         sizes = sizes[:: -(-len(sizes) // _MOST_OBJECTS) or 1]
         shapes = self.shapes.cpu().numpy().copy()
         # As if all had one corner in common.
         corners, own = (np.pad(one, ((0, 0), (2, 0))) for one in (sizes, shapes))
         likeness = overlaps(corners, own)
-        too_coarse = sizes.min(axis=1)[:, None] < _CELLS * self._cells
+        shorter, longer = sizes.min(axis=1)[:, None], sizes.max(axis=1)[:, None]
+        too_coarse = (longer >= _LONG * shorter) & (shorter < self._cells)
         likeness[too_coarse & (self._cells > self._cells.min())] = -1
         nearest = likeness.argmax(axis=1)
         for end, count in zip(accumulate(self._counts), self._counts, strict=True):
