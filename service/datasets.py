@@ -2,7 +2,6 @@
 
 import hashlib
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
@@ -83,9 +82,8 @@ def open_source(form: str, folder: Path, split_file: Path | None, split: str | N
 
 
 async def import_dataset(store: Store, source: Source, name: str, on_progress: OnProgress) -> Summary:
-    """Bring the images and labels of `source` into MongoDB as data set `name`; images already there are passed over.
-
-    Those are known by name and split.
+    """Bring the images and labels of `source` into MongoDB as data set `name`, but for images that are there already, by
+    name and split.
 
     Raises DatasetError for a name that cannot be one; whatever is wrong with an image is counted in the summary.
     """
@@ -177,7 +175,7 @@ def _check_size(entry: Entry) -> None:
 
     known = (entry.width, entry.height)
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(entry.path) as image:
+        with Image.open(entry.path) as image:
             found = image.size
             # The labels may be about the picture as it lies in the file, or as a viewer turns it. Asked only then,
             # since of some formats Pillow reads all for it.
