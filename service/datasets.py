@@ -82,8 +82,8 @@ def open_source(form: str, folder: Path, split_file: Path | None, split: str | N
 
 
 async def import_dataset(store: Store, source: Source, name: str, on_progress: OnProgress) -> Summary:
-    """Bring the images and labels of `source` into MongoDB as data set `name`, but for images that are there already, by
-    name and split.
+    """Bring the images and labels of `source` into MongoDB as data set `name`, but for images that are there
+    already, by name and split.
 
     Raises DatasetError for a name that cannot be one; whatever is wrong with an image is counted in the summary.
     """
