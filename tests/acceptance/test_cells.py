@@ -26,9 +26,9 @@ REQUEST = {
         # Half the pixels of NORMAL, and half the time.
         "model_scope": "SMALL",
         "device_type": "CPU",
-        "max_num_iters": 200,
+        "max_num_iters": 140,
         "batch_size": 10,
-        "snap_shot_ivterval": 100,
+        "snap_shot_ivterval": 70,
     },
 }
 
@@ -41,7 +41,7 @@ def test_blood_cells(
     shared_datasets: Path,
     tmp_path: Path,
 ) -> None:
-    """200 iterations at the default rate, the worker killed after 100: one model, test mAP@.5 of at least 0.78."""
+    """140 iterations at the default rate, the worker killed after 70: one model, test mAP@.5 of at least 0.75."""
 
     def dltask(*arguments: str) -> None:
         subprocess.run([sys.executable, "-m", "service.cli", *arguments], env=dltask_env, check=True)
@@ -50,7 +50,7 @@ def test_blood_cells(
     assert db.IMG_LAB_INFO.count_documents({}) == 4886
     first = serve(child_command=REAL_CHILD, lease_seconds=10)
     db.DL_TASK.insert_one(REQUEST)
-    wait_for(lambda: db.DL_TASK.find_one({"task_id": 1, "snapshot.iteration": 100}), seconds=600)
+    wait_for(lambda: db.DL_TASK.find_one({"task_id": 1, "snapshot.iteration": 70}), seconds=600)
     child = subprocess.run(["pgrep", "-P", str(first.process.pid)], capture_output=True, text=True, check=True)
     first.kill()
     wait_for(lambda: not any(alive(int(pid)) for pid in child.stdout.split()))
@@ -58,7 +58,7 @@ def test_blood_cells(
     serve(child_command=REAL_CHILD, lease_seconds=10)
     train = ended(db, 1, seconds=1200)
     assert train["status"] == "SUCCEEDED", train
-    assert (train["attempt"], train["result"]["resumed_from_iteration"]) == (2, 100)
+    assert (train["attempt"], train["result"]["resumed_from_iteration"]) == (2, 70)
     assert db.DL_MODEL.count_documents({}) == 1
     assert train["result"]["initial_weights"].startswith("ImageNet")
     assert train["result"]["images"] == {"used": 292, "skipped": 0, "skipped_examples": []}
@@ -70,7 +70,7 @@ def test_blood_cells(
     test = ended(db, 2, seconds=300)
     assert test["status"] == "SUCCEEDED", test
     metrics = test["result"]["metrics"]
-    assert metrics["map_50"] >= 0.78, metrics
+    assert metrics["map_50"] >= 0.75, metrics
     assert {row["class_name"]: row["instances"] for row in metrics["per_class"]} == {
         "RBC": 805,
         "WBC": 71,

@@ -33,7 +33,7 @@ class Fuzz:
 @pytest.fixture
 def fuzz(request: pytest.FixtureRequest) -> Fuzz:
     lines = request.config.stash.setdefault(_LINES, [])
-    documents, seed = os.environ.get("DLTASK_FUZZ_DOCUMENTS", "1000"), os.environ.get("DLTASK_FUZZ_SEED", "1")
+    documents, seed = os.environ.get("DLTASK_FUZZ_DOCUMENTS", "600"), os.environ.get("DLTASK_FUZZ_SEED", "1")
     return Fuzz(int(documents), int(seed), lines)
 
 

@@ -55,7 +55,10 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
-        """How wrong `outputs` are: a number, float32, summed over the images. To be divided, see `Learner.step`."""
+        """How wrong `outputs` are: a number, float32, summed over the images. To be divided, see `Learner.step`.
+
+        `targets` are `balanced`; a network may count all predictions that answer for an object alike.
+        """
 
     @abstractmethod
     def detections(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
