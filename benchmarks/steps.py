@@ -94,8 +94,7 @@ class Reference(nn.Module):
         assigned = [self._assign(boxes_of(target)) for target in targets]
         outputs = self.network((255 * resized.tensors).permute(0, 2, 3, 1))
         found = collate(assigned, self.network.predictions)
-        answers = len(found.rows)
-        return {"loss": self.network.loss(outputs, found.balanced(answers, found.objects)) / max(answers, len(images))}
+        return {"loss": self.network.loss(outputs, found) / max(len(found.rows), len(images))}
 
 
 def boxes_of(target: dict[str, Tensor]) -> Boxes:
@@ -115,9 +114,7 @@ def floor(network: Network, optimizer: torch.optim.Optimizer, batches: Sequence[
     began = time.monotonic()
     for batch in batches:
         optimizer.zero_grad()
-        answers = len(batch.targets.rows)
-        targets = batch.targets.balanced(answers, batch.targets.objects)
-        loss = network.loss(network(batch.images), targets) / answers
+        loss = network.loss(network(batch.images), batch.targets) / len(batch.targets.rows)
         loss.backward()
         optimizer.step()
     return len(batches) * BATCH / (time.monotonic() - began)

@@ -101,10 +101,8 @@ class Learner:
             freeze_batch_norm(self._parallel)
         self.optimizer.zero_grad()
         whole = torch.zeros((), device=self._device)
-        answers, objects, images = self._ranks.total(
-            sum(len(part.targets.rows) for part in parts),
-            sum(part.targets.objects for part in parts),
-            sum(len(part.mongodb_ids) for part in parts),
+        answers, images = self._ranks.total(
+            sum(len(part.targets.rows) for part in parts), sum(len(part.mongodb_ids) for part in parts)
         )
         # Images without objects must not be divided by nothing. Times the ranks, over which gradients are averaged.
         share = self._ranks.size / max(answers, images)
@@ -112,7 +110,7 @@ class Learner:
             batch = part.to(self._device)
             with autocast(self._device):
                 outputs = self._parallel(batch.images)
-            loss = self.network.loss(outputs, batch.targets.balanced(answers, objects)) * share
+            loss = self.network.loss(outputs, batch.targets) * share
             torch.autograd.backward(loss)
             whole += loss.detach()
         clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT)

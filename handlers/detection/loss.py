@@ -22,8 +22,6 @@ def multibox_loss(offsets: Tensor, logits: Tensor, default_boxes: Tensor, target
 
     `offsets` [N, A, 4] and `logits` [N, A, 1 + classes] are the network's; `default_boxes` [A, 4]: centre and size. The
     worst background boxes are picked over the batch, not in each image, so that those of images without objects count.
-    Default boxes that answer for an object count as `targets.weights` say, in SSD's each counts alike; background as in
-    SSD's, beside all of them.
     """
     images, count = offsets.shape[:2]
     rows = targets.rows
@@ -34,11 +32,11 @@ def multibox_loss(offsets: Tensor, logits: Tensor, default_boxes: Tensor, target
     # A cross entropy is never negative, so that what is set to 0 adds nothing even if it is picked.
     background = wrong.index_fill(0, rows, 0.0).index_fill(0, targets.ignored, 0.0)
     negatives = min(max(NEGATIVES * len(rows), MIN_NEGATIVES * images), len(logits))
-    classification = (targets.weights * wrong[rows]).sum() + background.topk(negatives, sorted=False).values.sum()
+    classification = wrong[rows].sum() + background.topk(negatives, sorted=False).values.sum()
     expected = encode(targets.corners, default_boxes[rows % count])
-    far = F.smooth_l1_loss(offsets[rows], expected, reduction="none").sum(dim=1)
-    near = box_losses(decode(offsets[rows], default_boxes[rows % count]), targets)
-    return classification + (targets.weights * (far + GIOU_WEIGHT * near)).sum()
+    localisation = F.smooth_l1_loss(offsets[rows], expected, reduction="sum")
+    localisation += GIOU_WEIGHT * box_loss(decode(offsets[rows], default_boxes[rows % count]), targets)
+    return classification + localisation
 
 
 def focal_loss(logits: Tensor, targets: Targets) -> Tensor:
@@ -50,8 +48,8 @@ def focal_loss(logits: Tensor, targets: Targets) -> Tensor:
     return loss.index_fill(0, targets.ignored, 0.0).sum()
 
 
-def box_losses(corners: Tensor, targets: Targets) -> Tensor:
-    """The generalised IoU loss (Rezatofighi et al. 2019), [P], of `corners` [P, 4], those of `targets.rows`."""
+def box_loss(corners: Tensor, targets: Targets) -> Tensor:
+    """The generalised IoU loss (Rezatofighi et al. 2019) of `corners` [P, 4], those of `targets.rows`, summed."""
     # Its small constant against division by zero is made for pixels, not for fractions of an image.
-    losses: Tensor = generalized_box_iou_loss(corners, targets.corners, reduction="none", eps=1e-12)
-    return losses
+    loss: Tensor = generalized_box_iou_loss(corners, targets.corners, reduction="sum", eps=1e-12)
+    return loss

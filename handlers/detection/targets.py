@@ -29,8 +29,6 @@ class Assignment:
     classes: Ints
     #: float32 [P, 4]: the object's corners, fractions of the image.
     corners: Floats
-    #: float32 [P], above 0, at most 1: one divided by the number of predictions that answer for the same object.
-    weights: Floats
     #: int64 [Q]: predictions that are neither object nor background: inside a crowd, or too near to an object.
     ignored: Ints
 
@@ -45,17 +43,7 @@ class Targets(NamedTuple):
     rows: Tensor
     classes: Tensor
     corners: Tensor
-    weights: Tensor
     ignored: Tensor
-
-    @property
-    def objects(self) -> int:
-        """How many objects are answered for; of targets as they are collated, not yet `balanced`."""
-        return round(float(self.weights.sum()))
-
-    def balanced(self, answers: int, objects: int) -> "Targets":
-        """With weights that are 1 on average over a step in which so many predictions answer for so many objects."""
-        return self._replace(weights=self.weights * (answers / max(objects, 1)))
 
 
 def collate(assignments: Sequence[Assignment], count: int) -> Targets:
@@ -68,7 +56,6 @@ def collate(assignments: Sequence[Assignment], count: int) -> Targets:
         joined([n * count + one.rows for n, one in enumerate(assignments)]),
         joined([one.classes for one in assignments]),
         joined([one.corners for one in assignments]),
-        joined([one.weights for one in assignments]),
         joined([n * count + one.ignored for n, one in enumerate(assignments)]),
     )
 
@@ -156,10 +143,8 @@ class CentreSampling:
 def _assignment(objects: Boxes, matched: NDArray[np.int64], neither: NDArray[np.bool_]) -> Assignment:
     """`matched` [A]: the index of the object that each prediction answers for, or -1."""
     rows = np.flatnonzero(matched >= 0)
-    owner = matched[rows]
-    weights = (1 / np.bincount(owner)[owner]).astype(np.float32)
     ignored = np.flatnonzero(neither & (matched < 0))
-    return Assignment(rows, objects.class_ids[owner], objects.xyxy[owner], weights, ignored)
+    return Assignment(rows, objects.class_ids[matched[rows]], objects.xyxy[matched[rows]], ignored)
 
 
 def _crowded(boxes: Boxes, corners: Floats, share: float) -> NDArray[np.bool_]:

@@ -55,10 +55,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
-        """How wrong `outputs` are: a number, float32, summed over the images. To be divided, see `Learner.step`.
-
-        `targets` are `balanced`; a network may count all predictions that answer for an object alike.
-        """
+        """How wrong `outputs` are: a number, float32, summed over the images. To be divided, see `Learner.step`."""
 
     @abstractmethod
     def detections(self, outputs: Outputs) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ from handlers.detection.targets import Overlap
 _ENOUGH = 4
 #: Objects that are looked at: k-means takes time in proportion.
 _MOST_OBJECTS = 10_000
+#: An object this many times as long as wide is a long one, whose length alone would choose too coarse a level for it.
+_LONG = 2.0
 #: By this factor, an object may come larger or smaller than those that are labelled.
 _SPREAD = 1.25
 
@@ -31,13 +33,9 @@ class DefaultBoxes(nn.Module):
     centres: Tensor
     shape_of: Tensor
 
-    def __init__(self, grids: Sequence[tuple[int, int]], shapes: Sequence[Tensor], cells: float = 1.0) -> None:
-        """`grids`: (rows, columns) of each level; `shapes`: width and height [K, 2] of each.
-
-        `cells`: of a level's, so many an object is wide and high at least that belongs to it.
-        """
+    def __init__(self, grids: Sequence[tuple[int, int]], shapes: Sequence[Tensor]) -> None:
+        """`grids`: (rows, columns) of each level; `shapes`: width and height [K, 2] of each."""
         super().__init__()
-        self._least = cells
         self._counts = [len(one) for one in shapes]
         #: float32 [M]: the side of a cell of each shape's level, fraction of the image.
         self._cells = np.repeat([1 / min(grid) for grid in grids], self._counts).astype(np.float32)
@@ -66,18 +64,18 @@ class DefaultBoxes(nn.Module):
     def fit(self, sizes: Floats) -> None:
         """Take the shapes from `sizes` [N, 2]: width and height of the objects to be learnt, fractions of the image.
 
-        An object belongs to the level that has the shape most like its own, of those whose cells are small enough for
-        it; the finest takes what is too small for all, and levels with few cells may get none. The shapes of a level
-        become centres of its objects (k-means, after YOLO9000, Redmon & Farhadi 2017, but of the logarithms). A level
-        with few objects keeps its shapes, so that nothing is lost where the data say little. The same sizes give the
-        same shapes.
+        An object belongs to the level that has the shape most like its own; a long one to one whose cells are no larger
+        than it is wide, since it would fall between those of others. The shapes of a level become centres of its
+        objects (k-means, after YOLO9000, Redmon & Farhadi 2017, but of the logarithms). A level with few objects keeps
+        its shapes, so that nothing is lost where the data say little. The same sizes give the same shapes.
         """
         sizes = sizes[:: -(-len(sizes) // _MOST_OBJECTS) or 1]
         shapes = self.shapes.cpu().numpy().copy()
         # As if all had one corner in common.
         corners, own = (np.pad(one, ((0, 0), (2, 0))) for one in (sizes, shapes))
         likeness = overlaps(corners, own)
-        too_coarse = sizes.min(axis=1)[:, None] < self._least * self._cells
+        shorter, longer = sizes.min(axis=1)[:, None], sizes.max(axis=1)[:, None]
+        too_coarse = (longer >= _LONG * shorter) & (shorter < self._cells)
         likeness[too_coarse & (self._cells > self._cells.min())] = -1
         nearest = likeness.argmax(axis=1)
         for end, count in zip(accumulate(self._counts), self._counts, strict=True):

@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from handlers.detection.boxes import Floats
 from handlers.detection.coding import decode
-from handlers.detection.loss import box_losses, focal_loss
+from handlers.detection.loss import box_loss, focal_loss
 from handlers.detection.networks.base import Network, Outputs
 from handlers.detection.networks.default_boxes import DefaultBoxes
 from handlers.detection.targets import Assign, CentreSampling, Targets
@@ -84,11 +84,11 @@ class RetinaNet(_Pyramid):
         self.boxes.fit(sizes)
 
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
-        """Focal and box loss, for each default box that answers for an object alike."""
+        """Focal and box loss, for each default box that answers for an object."""
         logits, offsets = outputs
         chosen = self.boxes()[targets.rows % self.predictions]
         found = decode(offsets.flatten(0, 1)[targets.rows].float(), chosen, self._WEIGHTS)
-        return focal_loss(logits, targets) + box_losses(found, targets).sum()
+        return focal_loss(logits, targets) + box_loss(found, targets)
 
     def detections(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """The default boxes as they are moved; each class's score is for itself."""
@@ -125,7 +125,7 @@ class FCOS(_Pyramid):
         return CentreSampling(points=cells[:, :2], cells=cells[:, 2])
 
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
-        """Focal, box and centredness loss, for each point that answers for an object alike."""
+        """Focal, box and centredness loss, for each point that answers for an object."""
         logits, ways, centredness = outputs
         rows = targets.rows
         cells = self.cells[rows % self.predictions]
@@ -139,7 +139,7 @@ class FCOS(_Pyramid):
         centred = nn.functional.binary_cross_entropy_with_logits(
             centredness.flatten(0, 1)[rows, 0].float(), wanted, reduction="sum"
         )
-        return focal_loss(logits, targets) + box_losses(found, targets).sum() + centred
+        return focal_loss(logits, targets) + box_loss(found, targets) + centred
 
     def detections(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """A score is the geometric mean of class and centredness, as torchvision has it."""

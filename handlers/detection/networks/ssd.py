@@ -31,10 +31,6 @@ MATCH_IOU = 0.5
 #: a few pixels fall between the cells.
 _SCALES = [0.06, 0.12, 0.24, 0.4, 0.58, 0.76, 0.9, 1.0]
 
-#: Cells of its level that an object is wide and high, at least: on a finer level more default boxes meet it, and the
-#: best of them better. Only where a pyramid tells the fine levels what the coarse ones see.
-_CELLS = 4.0
-
 
 class TopDown(nn.Module):
     """A feature pyramid (FPN, Lin et al. 2017) of the first levels: each also learns what the coarser ones see.
@@ -99,8 +95,7 @@ class SSD(Network):
             [rows * columns * count for (rows, columns), count in zip(grids, counts, strict=True)]
         )
         # The shapes are alike in every cell.
-        shapes = [sizes[:count] for sizes, count in zip(of_level, counts, strict=True)]
-        self.boxes = DefaultBoxes(grids, shapes, _CELLS if neck else 1.0)
+        self.boxes = DefaultBoxes(grids, [sizes[:count] for sizes, count in zip(of_level, counts, strict=True)])
 
     @property
     def predictions(self) -> int:

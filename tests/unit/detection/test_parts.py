@@ -68,7 +68,6 @@ def test_gradients_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, netwo
         torch.cat([targets.rows, targets.rows + shift]),
         targets.classes.repeat(2),
         targets.corners.repeat(2, 1),
-        targets.weights.repeat(2),
         torch.cat([targets.ignored, targets.ignored + shift]),
     )
     whole = Batch(half.images.repeat(2, 1, 1, 1), doubled, half.mongodb_ids * 2)
@@ -86,7 +85,7 @@ def test_gradients_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, netwo
 
 
 class OneOfTwo(Ranks):
-    """A rank whose other one has 40 predictions that answer for 7 objects, in 3 images."""
+    """A rank whose other one has 40 predictions that answer for an object, in 3 images."""
 
     def __init__(self) -> None:
         super().__init__(0, 2)
@@ -95,33 +94,21 @@ class OneOfTwo(Ranks):
         return network
 
     def total(self, *numbers: int) -> list[int]:
-        answers, objects, images = numbers
-        return [answers + 40, objects + 7, images + 3]
+        answers, images = numbers
+        return [answers + 40, images + 3]
 
 
-def test_an_object_counts_as_much_on_every_rank_and_in_every_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: SSD
-) -> None:
-    """What a part adds to the step is its part of the mean over all objects, not the mean over its own."""
+def test_an_object_counts_as_much_on_every_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: SSD) -> None:
+    """What a rank adds to the step is its part of the mean over all objects, not the mean over its own."""
     monkeypatch.chdir(tmp_path)
     torch.save(network.state_dict(), "start.pt")
-    parts = batches(tmp_path, network, 5, 2)
-    # As if two predictions answered for one object.
-    parts[1].targets.weights[:2] = 0.5
-    answers = sum(len(part.targets.rows) for part in parts)
-    objects = sum(part.targets.objects for part in parts)
-    assert 3 < objects < answers
-    expected = []
-    for more_answers, more_objects in ((0, 0), (40, 7)):
-        balanced = [part.targets.balanced(answers + more_answers, objects + more_objects) for part in parts]
-        with torch.no_grad():
-            losses = [network.eval().loss(network(part.images), one) for part, one in zip(parts, balanced, strict=True)]
-        expected.append(float(sum(losses)) / (answers + more_answers))
-        if not more_answers:
-            assert sum(float(one.weights.sum()) for one in balanced) == pytest.approx(answers)
-    assert learnt(network, parts)[0] == pytest.approx(expected[0], rel=1e-5)
+    (mine,) = batches(tmp_path, network, 3, 1)
+    answers = len(mine.targets.rows)
+    assert answers > 3
+    alone, _ = learnt(network, [mine])
+    of_two, _ = learnt(network, [mine], OneOfTwo())
     # Gradients are averaged over the ranks, so that each counts twice.
-    assert learnt(network, parts, OneOfTwo())[0] == pytest.approx(2 * expected[1], rel=1e-5)
+    assert of_two == pytest.approx(2 * alone * answers / (answers + 40), rel=1e-5)
 
 
 def test_a_batch_without_objects_teaches_background(
@@ -132,8 +119,7 @@ def test_a_batch_without_objects_teaches_background(
     torch.save(network.state_dict(), "start.pt")
     start = {name: p.detach().clone() for name, p in network.named_parameters()}
     (some,) = batches(tmp_path, network, 2, 1)
-    nothing = collate([network.assigner()(make_boxes([]))] * 2, network.predictions)
-    empty = some._replace(targets=nothing)
+    empty = some._replace(targets=collate([network.assigner()(make_boxes([]))] * 2, network.predictions))
     for parts in ([empty], [empty, some]):
         loss, weights = learnt(network, parts)
         assert math.isfinite(loss)
