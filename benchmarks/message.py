@@ -33,6 +33,7 @@ from handlers.store.records import _IMAGE_FIELDS, _LABEL_FIELDS
 from schemas.params import ParamClass
 from schemas.task import Task
 from service.embedded import embedded_mongo
+from service.garbage import collect_rarely
 
 _NAME = "messages"
 _IMAGES = {"dataset": "made up", "split": {"$ne": "test"}}
@@ -85,7 +86,8 @@ def make(db: Database[Document], images: int, labels: int) -> None:
 
 
 async def build(uri: str, folder: Path) -> None:
-    """Build the message, and print seconds, and MB before and at most."""
+    """Build the message as a worker does, and print seconds, and MB before and at most."""
+    collect_rarely()
     async with connect_store(uri, _NAME) as store:
         await store.database.now()  # connects
         before, began = peak(), time.monotonic()

@@ -24,6 +24,7 @@ from service.attempt import Attempt
 from service.checks.machine import require_cache
 from service.devices import Devices, find_devices
 from service.dispatcher import Dispatcher
+from service.garbage import collect_rarely
 from service.janitor import keep_clean
 from service.metrics import Metrics
 from service.run_folders import run_folder
@@ -46,6 +47,7 @@ def run(settings: Settings, *, once: bool = False) -> int:
     story = logs.Story()
     logs.configure(settings.log_format, settings.log_level, mask=lambda text: masked(text, uri), story=story)
     hide_from_children()
+    collect_rarely()
     failures: list[StartupError] = []
     try:
         anyio.run(serve, settings, story, once)

@@ -1,0 +1,13 @@
+"""How often the worker looks for garbage in cycles."""
+
+import gc
+
+#: New objects that may hold others, and rounds of the younger generations, between two looks. Python's own, 700 and 10,
+#: are for programs with few objects alive. The records of a batch are tens of thousands, none of them in a cycle, and
+#: were looked at over and over: a request message took half as long again (`benchmarks/message.py`).
+_THRESHOLDS = (50_000, 20, 20)
+
+
+def collect_rarely() -> None:
+    """Have this process look for garbage in cycles less often. All else goes at once, as ever."""
+    gc.set_threshold(*_THRESHOLDS)
