@@ -23,6 +23,8 @@ MIN_VISIBLE = 0.3
 _TRIES = 10
 #: `ROTATE_SMALL`, in degrees. With more, the boxes of objects that are not round grow too wrong to learn from.
 _MOST_DEGREES = 10.0
+#: Clockwise, by so many quarters.
+_TURNS = {1: cv2.ROTATE_90_CLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_COUNTERCLOCKWISE}
 #: Before OpenCV 5, cv2.warpAffine refuses images with a side of this length or more.
 _WARP_LIMIT = 32767
 
@@ -30,13 +32,18 @@ _WARP_LIMIT = 32767
 def _mirror(image: Image, boxes: Boxes, random: Generator) -> tuple[Image, Boxes]:
     left, top, right, bottom = boxes.xyxy.T
     width = image.shape[1]
-    return image[:, ::-1], boxes.moved(np.stack([width - right, top, width - left, bottom], axis=1))
+    return _flipped(image, 1), boxes.moved(np.stack([width - right, top, width - left, bottom], axis=1))
 
 
 def _upside_down(image: Image, boxes: Boxes, random: Generator) -> tuple[Image, Boxes]:
     left, top, right, bottom = boxes.xyxy.T
     height = image.shape[0]
-    return image[::-1], boxes.moved(np.stack([left, height - bottom, right, height - top], axis=1))
+    return _flipped(image, 0), boxes.moved(np.stack([left, height - bottom, right, height - top], axis=1))
+
+
+def _flipped(image: Image, axis: int) -> Image:
+    """A copy: that of a view of NumPy's, whose strides are negative, takes ten times as long."""
+    return np.asarray(cv2.flip(image, axis), np.uint8)
 
 
 def _turn(quarters: int) -> Geometric:
@@ -48,7 +55,8 @@ def _turn(quarters: int) -> Geometric:
             left, top, right, bottom = xyxy.T
             height = image.shape[turn % 2]
             xyxy = np.stack([height - bottom, left, height - top, right], axis=1)
-        return np.rot90(image, -quarters), boxes.moved(xyxy)
+        turned = cv2.rotate(image, _TURNS[quarters])
+        return np.asarray(turned, np.uint8), boxes.moved(xyxy)
 
     return operation
 
@@ -79,7 +87,7 @@ def _rotate_small(image: Image, boxes: Boxes, random: Generator) -> tuple[Image,
     # OpenCV counts from the middle of the first pixel, boxes from its corner.
     middle -= 0.5
     warped = cv2.warpAffine(
-        np.ascontiguousarray(image),
+        image,
         np.column_stack([turn, middle - turn @ middle]),
         (width, height),
         borderMode=cv2.BORDER_CONSTANT,
@@ -104,7 +112,7 @@ def _shown(boxes: Boxes, width: int, height: int) -> Boxes | None:
 def _mean_colour(image: Image) -> tuple[float, ...]:
     """Red, green and blue, 0 … 255."""
     # Far faster than NumPy's mean of bytes.
-    return tuple(cv2.mean(np.ascontiguousarray(image))[:3])
+    return tuple(cv2.mean(image)[:3])
 
 
 def _window(
@@ -126,9 +134,7 @@ def _window(
     if seen.shape[:2] == (h, w):
         return seen, shown
     around = (y_from - y, y + h - y_to, x_from - x, x + w - x_to)
-    framed = cv2.copyMakeBorder(
-        np.ascontiguousarray(seen), *around, cv2.BORDER_CONSTANT, value=[int(part) for part in _mean_colour(image)]
-    )
+    framed = cv2.copyMakeBorder(seen, *around, cv2.BORDER_CONSTANT, value=[int(part) for part in _mean_colour(image)])
     return np.asarray(framed, np.uint8), shown
 
 
