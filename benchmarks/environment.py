@@ -1,8 +1,8 @@
 """What a training step gains, on the CPU, by how the child sets up its process.
 
 The child has threads that wait for each other sleep (`handlers.detection.__main__`), and freed memory kept
-(`handlers.detection.devices.open_device`). Prints the wall time of a step with that and with torch as it comes, alone
-on the machine and with a second training beside it, as ratios. The two are run in turn, `--rounds` times.
+(`handlers.detection.devices.keep_freed_memory`). Prints the wall time of a step with that and with torch as it comes,
+alone on the machine and with a second training beside it, as ratios. The two are run in turn, `--rounds` times.
 """
 
 import argparse
@@ -13,9 +13,9 @@ import sys
 
 STEP = """
 import sys, time, torch
-from handlers.detection.devices import open_device
+from handlers.detection.devices import keep_freed_memory
 if "ours" in sys.argv:
-    open_device("cpu")
+    keep_freed_memory()
 from handlers.detection.networks.ssd import mobilenet_v2_ssd
 network = mobilenet_v2_ssd(3, 320).train().to(memory_format=torch.channels_last)
 images = torch.randint(0, 255, (10, 320, 320, 3), dtype=torch.uint8)

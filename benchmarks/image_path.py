@@ -39,7 +39,7 @@ from torchvision.transforms import v2
 
 from handlers.detection.batches import Batches, BatchPlan, ImageStore
 from handlers.detection.data import Sample, image_paths, load_samples, read_message
-from handlers.detection.devices import open_device, reader_threads
+from handlers.detection.devices import keep_freed_memory, reader_threads
 from handlers.detection.networks import NETWORKS
 from handlers.detection.targets import Assign
 from handlers.images import ImageCache
@@ -158,7 +158,7 @@ def peer(loader: Loader) -> float:
 def as_in_a_child() -> None:
     """Set this process up as the child sets itself up. The floor and the peer have the good of it too."""
     cv2.setNumThreads(0)
-    open_device("cpu")
+    keep_freed_memory()
 
 
 def import_folder(uri: str, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one place that chooses and sets up a device."""
+"""The one place that chooses and sets up a device, and the memory beside it."""
 
 import ctypes
 import os
@@ -30,15 +30,13 @@ def open_device(name: str) -> torch.device:
         # Every batch has one size, so trying out the fastest convolution once pays.
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = True
-    else:
-        _keep_freed_memory()
     return device
 
 
-def _keep_freed_memory() -> None:
-    """Have malloc keep what torch frees, for the next step to use.
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed, for the next step or image to use.
 
-    Tensors of this size are otherwise mapped and unmapped at every step, and the kernel clears each page anew
+    Tensors and images of this size are otherwise mapped and unmapped each time, and the kernel clears each page anew
     (`benchmarks/environment.py` shows what that costs). Only glibc can be told (mallopt(3)).
     """
     libc = ctypes.CDLL(None)

@@ -151,11 +151,14 @@ def _images(measured: Measured, known: _Knowledge) -> Iterator[_Image]:
 def _in_image(image: _Image, known: _Knowledge) -> Iterator[Suspect]:
     truths = image.truths
     twins = _duplicates(truths)
+    near = image.iou >= LEAST_IOU
+    # Nearly every label is found as it is, and there is no more to ask of it.
+    doubted: NDArray[np.bool_] = np.logical_or(near[image.sure & ~image.explained].any(axis=0), ~near.any(axis=0))
     for row in np.flatnonzero(truths.counted).tolist():
         if twins[row] > DUPLICATE_IOU:
             twin = float(twins[row])
             yield Suspect(image.id, "duplicate", int(truths.class_ids[row]), truths.xyxy[row], twin, iou=twin)
-        else:
+        elif doubted[row]:
             yield from _doubted(image, row, known)
     if image.sure.any():
         yield from _unlabelled(image)
