@@ -5,7 +5,7 @@ import gc
 #: New objects that may hold others, and rounds of the younger generations, between two looks. Python's own, 700 and 10,
 #: are for programs with few objects alive. The records of a batch are tens of thousands, none of them in a cycle, and
 #: were looked at over and over: a request message took half as long again (`benchmarks/message.py`).
-_THRESHOLDS = (50_000, 20, 20)
+_THRESHOLDS = (10_000, 20, 20)
 
 
 def collect_rarely() -> None:
