@@ -14,6 +14,10 @@ from pymongo.database import Database
 from service.embedded import embedded_mongo
 from tests.helpers import Service, services
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # More tests at once than cores: torch's threads, which wait for each other, would take the cores from the others.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:

@@ -33,7 +33,7 @@ _TRAIN_PARAMS = {
     "model_name": "demo",
     "dataset_expansion_lst": ["HOR_FLIPE", "VER_FLIPE"],
     "device_type": "GPU",
-    "max_num_iters": 150,
+    "max_num_iters": 100,
     "batch_size": 10,
     "snap_shot_ivterval": 50,
 }
