@@ -43,6 +43,7 @@ from schemas.enums import TaskStatus
 from schemas.task import Task
 from service import logs
 from service.embedded import embedded_mongo
+from service.garbage import collect_rarely
 from service.metrics import Metrics
 from service.sweeper import Sweeper
 from tests.helpers import train_request
@@ -274,6 +275,7 @@ def draw(axes: Any, found: Mapping[str, Series], over: str, what: str) -> None:
 
 async def main() -> None:
     """Measure, print and draw."""
+    collect_rarely()  # as a worker does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=_PICTURE)

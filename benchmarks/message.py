@@ -149,6 +149,7 @@ async def main() -> None:
         await build(arguments.build[0], Path(arguments.build[1]))
         return
     memory: list[tuple[float, float]] = []
+    collect_rarely()  # the floor and the peer have the good of it too
     async with embedded_mongo() as uri:
         with MongoClient[Document](uri) as client:
             db = client[_NAME]

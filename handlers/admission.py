@@ -185,7 +185,11 @@ async def _in_order(*checks: Callable[[], Awaitable[Any]]) -> list[Any]:
         for index, check in enumerate(checks):
             group.start_soon(run, index, check)
     if raised:
-        raise raised[min(raised)]
+        try:
+            raise raised[min(raised)]
+        finally:
+            # An error knows where it was raised, so this frame too, and with it the whole document.
+            raised.clear()
     return returned
 
 

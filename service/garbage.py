@@ -2,10 +2,10 @@
 
 import gc
 
-#: New objects that may hold others, and rounds of the younger generations, between two looks. Python's own, 700 and 10,
-#: are for programs with few objects alive. The records of a batch are tens of thousands, none of them in a cycle, and
-#: were looked at over and over: a request message took half as long again (`benchmarks/message.py`).
-_THRESHOLDS = (10_000, 20, 20)
+#: New objects that may hold others, and rounds of the younger generations, between two looks. With Python's own 700 the
+#: records of a batch, tens of thousands and none of them in a cycle, were looked at over and over: a request message
+#: took half as long again (`benchmarks/message.py`).
+_THRESHOLDS = (10_000, 10, 10)
 
 
 def collect_rarely() -> None:

@@ -1,4 +1,4 @@
-"""One log line as it is stored of a task: JSON in at most so many characters, and still JSON where that cuts it."""
+"""Log lines: one JSON object each; of a task they are stored, in so many characters and still JSON where that cuts."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +9,14 @@ _WHOLE = frozenset({"event", "level", "timestamp", "task_id", "attempt", "owner"
 
 #: Characters that a cut text keeps at least, if there is room for so many.
 _LEAST = 20
+
+#: What JSON leaves as it is and many a reader (Python's too) takes for the end of a line.
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+
+
+def json_line(value: Any, **options: Any) -> str:
+    """`value` as JSON on one line, whoever reads it; `options` are those of `json.dumps`."""
+    return json.dumps(value, ensure_ascii=False, **options).translate(_LINE_ENDS)
 
 
 def stored_line(event: Mapping[str, Any], limit: int) -> str:
@@ -35,4 +43,4 @@ def stored_line(event: Mapping[str, Any], limit: int) -> str:
 
 def _json(value: Any) -> str:
     # Names of files may hold what is no UTF-8, and MongoDB takes nothing else.
-    return json.dumps(value, default=str, ensure_ascii=False).encode(errors="replace").decode()
+    return json_line(value, default=str).encode(errors="replace").decode()

@@ -14,7 +14,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from handlers.store.traces import LINE_LENGTH
-from service.log_lines import stored_line
+from service.log_lines import json_line, stored_line
 
 #: Lines about one task that wait to be stored; the oldest fall off while the database is away.
 _PENDING_LINES = 1000
@@ -91,7 +91,7 @@ def configure(
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(colors=stream.isatty())
         if readable
-        else structlog.processors.JSONRenderer(ensure_ascii=False)
+        else structlog.processors.JSONRenderer(json_line)
     )
     structlog.configure(
         processors=[*shared, *([story] if story else []), renderer],

@@ -15,7 +15,7 @@ from service.embedded import embedded_mongo
 from tests.helpers import Service, services
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # More tests at once than cores: torch's threads, which wait for each other, would take the cores from the others.
+    # Other tests run beside: torch's threads, which wait for each other, would take the cores from them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -14,7 +14,7 @@ import handlers.detection.data  # noqa: F401  # isort: skip
 import cv2
 import torch
 
-from handlers.detection.devices import is_out_of_memory, keep_freed_memory, open_device
+from handlers.detection.devices import is_out_of_memory, open_device
 from handlers.detection.errors import (
     DataError,
     LossError,
@@ -155,7 +155,6 @@ def write_event(write: Callable[[str], object], event: Event) -> None:
 def _prepare_process() -> None:
     # The threads that read images are the parallelism; OpenCV's own would come on top of them.
     cv2.setNumThreads(0)
-    keep_freed_memory()
 
 
 def die_with_parent() -> None:

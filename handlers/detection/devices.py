@@ -30,6 +30,8 @@ def open_device(name: str) -> torch.device:
         # Every batch has one size, so trying out the fastest convolution once pays.
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = True
+    else:
+        keep_freed_memory()
     return device
 
 

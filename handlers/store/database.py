@@ -46,6 +46,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Document = dict[str, Any]
 D = TypeVar("D", bound=Mapping[str, Any])
+E = TypeVar("E", bound=PyMongoError)
 
 #: What a MongoDB operation raises; callers outside this package know it by this name.
 StoreError = PyMongoError
@@ -154,21 +155,22 @@ class Database:
                 result = await operation(*args, **kwargs)
         except BSONError as error:
             # The server checks little of what it is given: a binary may lie about its length.
-            unreadable = Unreadable(f"a document is no valid BSON: {error}")
-            self._failed(unreadable)
-            raise unreadable from None
+            raise self._told(Unreadable(f"a document is no valid BSON: {error}")) from None
         except OverflowError as error:
             # What PyMongo 4.20 raises once it has tried a thousand times within an operation's time, as it can while
             # each connection is closed at once (`helpers_shared._backoff`). BSON's own has other words.
             if "to float" not in str(error):
                 raise
-            again = AutoReconnect("the connection was closed again and again")
-            self._failed(again)
-            raise again from None
+            raise self._told(AutoReconnect("the connection was closed again and again")) from None
         except PyMongoError as error:
             self._failed(error)
             raise
         return result
+
+    def _told(self, error: E) -> E:
+        """`error`, counted. No variable of the frame that raises it: it knows that frame, and would keep all in it."""
+        self._failed(error)
+        return error
 
     async def look(self, operation: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """`call` for whoever only looks on: it ends within LOOK_SECONDS, on the server too, or raises."""

@@ -3,6 +3,8 @@
 Over mongomock-motor, since the checks only read; the real server is asked in tests/integration/test_admission.py.
 """
 
+import gc
+import weakref
 from datetime import UTC, datetime
 from typing import Any
 
@@ -204,6 +206,24 @@ async def test_which_table_is_empty_is_named(empty: Store) -> None:
     await db.DL_MODEL.insert_one({"model_name": "known", "version": 1, "task_id": Int64(7)})
     answer = await check(empty, train(task_type="TEST", param_request={"model_name": "known"}))
     assert isinstance(answer, dict)
+
+
+async def test_a_rejected_document_is_let_go_of(full: Store) -> None:
+    """At once, not when Python looks for garbage next: it may be 11 MB."""
+
+    class Request(dict[str, Any]):
+        """That can be referred to weakly."""
+
+    for fault in ({"json_mongodb_id": str(NOWHERE)}, {"param_request": {"model_name": "new", "net_model": "NoNet"}}):
+        document = Request(train(**fault))
+        known = weakref.ref(document)
+        gc.disable()
+        try:
+            assert isinstance(await check(full, document), Rejection)
+            del document
+            assert known() is None
+        finally:
+            gc.enable()
 
 
 async def test_mirroring_is_written_down(full: Store) -> None:

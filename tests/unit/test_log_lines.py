@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.log_lines import stored_line
+from service.log_lines import json_line, stored_line
 
 LINE = {"event": "child output", "level": "info", "timestamp": "2026-01-02T03:04:05Z", "task_id": "1", "attempt": 1}
 
@@ -30,6 +30,15 @@ def test_a_long_line_is_cut_and_stays_json(fields: dict[str, Any]) -> None:
     read = json.loads(line)
     assert {key: str(read[key]) for key in LINE} == {key: str(value) for key, value in LINE.items()}
     line.encode()
+
+
+def test_a_line_is_one_line() -> None:
+    """To every reader: Unicode has more ends of lines than JSON escapes."""
+    hostile = "a\nb\rc\x0bd\x0ce\x1cf\x1dg\x1eh\x85i\u2028j\u2029k ü"
+    for line in (json_line({**LINE, "owner": hostile}), stored_line({**LINE, "owner": hostile}, 1000)):
+        assert len(line.splitlines()) == 1
+        assert json.loads(line)["owner"] == hostile
+        assert "ü" in line
 
 
 def test_no_more_is_cut_than_must_be() -> None:

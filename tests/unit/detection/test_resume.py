@@ -1,7 +1,7 @@
 """A training that was interrupted ends as if it had not been: bit for bit on the CPU, from a snapshot that is whole."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,15 @@ def assert_equal(one: Any, other: Any, place: str = "snapshot") -> None:
             assert_equal(left, right, f"{place}.{index}")
     else:
         assert one == other, place
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """As on any machine with two cores, also where other tests run beside (see tests/conftest.py)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("batch_size", [4, 1])
