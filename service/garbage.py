@@ -4,7 +4,7 @@ import gc
 
 #: New objects that may hold others, and rounds of the younger generations, between two looks. With Python's own 700 the
 #: records of a batch, tens of thousands and none of them in a cycle, were looked at over and over: a request message
-#: took half as long again (`benchmarks/message.py`).
+#: took a fifth longer, a third beside other work.
 _THRESHOLDS = (10_000, 10, 10)
 
 

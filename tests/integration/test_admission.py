@@ -169,6 +169,7 @@ def padded(request: dict[str, Any], field: str, size: int) -> dict[str, Any]:
 BIGGEST = 16 * 1024 * 1024
 
 
+@pytest.mark.usefixtures("roomy")
 async def test_a_document_too_large_for_its_answer_loses_its_id_list(
     store: Store, db: Db, image_ids: list[ObjectId]
 ) -> None:
@@ -185,6 +186,7 @@ async def test_a_document_too_large_for_its_answer_loses_its_id_list(
     assert (await answer(store, db, at_the_limit))["status"] == "PENDING"
 
 
+@pytest.mark.usefixtures("roomy")
 async def test_a_document_full_of_something_else_is_answered_too(
     store: Store, db: Db, image_ids: list[ObjectId]
 ) -> None:
@@ -196,6 +198,7 @@ async def test_a_document_full_of_something_else_is_answered_too(
         assert field == "task_id" or document["task_id"] == number
 
 
+@pytest.mark.usefixtures("roomy")
 async def test_one_document_that_cannot_be_answered_does_not_stop_the_sweep(
     store: Store, db: Db, image_ids: list[ObjectId]
 ) -> None:

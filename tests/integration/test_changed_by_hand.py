@@ -226,6 +226,7 @@ async def test_a_document_nested_as_deep_as_can_be(store: Store, db: Db, name: s
     assert document(db, key)["status"] == ("RUNNING" if all(found) else "FAILED")
 
 
+@pytest.mark.usefixtures("roomy")
 async def test_a_new_document_that_has_no_room_for_its_state(store: Store, db: Db, image_ids: list[ObjectId]) -> None:
     """Its `_id` stands there twice once it is admitted, which is too much beside the rest: it is rejected."""
     key = "x" * (5 << 20)
