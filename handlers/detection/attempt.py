@@ -14,7 +14,7 @@ import handlers.detection.data  # noqa: F401  # isort: skip
 import cv2
 import torch
 
-from handlers.detection.devices import is_out_of_memory, open_device
+from handlers.detection.devices import is_out_of_memory, keep_freed_memory, open_device
 from handlers.detection.errors import (
     DataError,
     LossError,
@@ -49,6 +49,8 @@ def _run(path: Path, emit: Emit, stop: threading.Event) -> bool:
         os.environ[name] = value
     _prepare_process()
     if job.kind == "TEST":
+        # As `open_device` does for a training on the CPU; no test opens one.
+        keep_freed_memory()
         emit(run_test(job, emit, stop.is_set))
         return True
     if len(job.devices) == 1:

@@ -23,7 +23,7 @@ from handlers.detection.data import (
     read_message,
     read_sample,
 )
-from handlers.detection.devices import keep_freed_memory, reader_threads
+from handlers.detection.devices import reader_threads
 from handlers.detection.errors import DataError, StoppedEarly
 from handlers.detection.evaluate import measurable, names_that_fit
 from handlers.detection.fingerprints import collected, decoded, fingerprint
@@ -50,7 +50,6 @@ def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], boo
     if job.model is None:
         raise DataError("the job names no model to test", "model_name")
     emit = notes = Notes(emit)
-    keep_freed_memory()
     message = read_message(job.message)
     samples, skipped = load_samples(message, image_paths(job.images))
     detector = OnnxDetector(job.model.onnx, job.model.class_names, job.model.input_size, job.devices[0])
