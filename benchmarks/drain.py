@@ -47,6 +47,8 @@ from tests.helpers import train_request
 
 Document = dict[str, Any]
 
+#: Until all processes are connected: one that has failed would be waited for without end.
+_SECONDS_TO_START = 120
 _PUBLISH = "import sys; from peer import begun; [begun.delay() for _ in range(int(sys.argv[1]))]"
 _AWAIT = """
 import json, sys, time
@@ -157,6 +159,7 @@ def bare(commands: Sequence[Document], uri: str, name: str, crew: Crew) -> None:
                 claim["update"],
                 sort=claim["sort"],
                 projection=claim["fields"],
+                hint=claim["hint"],
                 return_document=ReturnDocument.AFTER,
             ):
                 fence = {key: claimed[key] for key in ("_id", "create_time", "attempt")}
@@ -178,7 +181,7 @@ def drain(uri: str, template: Document, run: Callable[[str, str, Crew], None], c
             tasks.insert_many(_copy(template, number) for number in range(first, min(first + 1000, count)))
         crew = Crew(workers, count)
         processes = crew.start(partial(run, uri, name), workers)
-        crew.begin.wait()
+        crew.begin.wait(_SECONDS_TO_START)
         began = time.monotonic()
         ran = [task_id for _ in processes for task_id in crew.ran.get()]
         for process in processes:
@@ -219,6 +222,7 @@ async def record(uri: str) -> tuple[Document, list[Document]]:
     register(recorder)  # for clients from now on, since `connect_store` takes no listener
     async with connect_store(uri, name) as store:
         db = store.database.db
+        await db.DL_TASK.create_indexes(INDEXES["DL_TASK"])  # else a claim asks twice: with its index, and without
         image = (await db.IMG_INFO.insert_one({"file_name": "a", "dataset": "toy"})).inserted_id
         await db.IMG_LAB_INFO.insert_one({"img_id": image, "class_name": "c", "bbox": [0, 0, 1, 1]})
         key = (await db.DL_TASK.insert_one(train_request(0))).inserted_id
