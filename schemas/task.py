@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import bson
 from bson import ObjectId
-from bson.errors import InvalidId
+from bson.errors import BSONError, InvalidId
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.networks import NETWORKS
@@ -208,7 +208,10 @@ def task_name(task_id: Any) -> str:
 
 def same(one: Any, other: Any) -> bool:
     """Whether two values from documents are the same, as the server sees it: NaN is NaN, and so it is deep inside."""
-    return bool(one == other) or bson.encode({"": one}) == bson.encode({"": other})
+    try:
+        return bool(one == other) or bson.encode({"": one}) == bson.encode({"": other})
+    except BSONError:
+        return False  # an `_id` that no BSON can be made of again, and so that of nothing that runs
 
 
 def admitted(document: Mapping[str, Any]) -> bool:

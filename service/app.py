@@ -49,13 +49,21 @@ def run(settings: Settings, *, once: bool = False) -> int:
     hide_from_children()
     collect_rarely()
     failures: list[StartupError] = []
+    # Until `serve` listens to it: the first process of a container would not hear it, and go on to claim tasks.
+    signal.signal(signal.SIGTERM, _end_start)
     try:
         anyio.run(serve, settings, story, once)
     except* StartupError as errors:
         failures = [error for error in errors.exceptions if isinstance(error, StartupError)]
+    except* SystemExit:
+        log.info("service stopped", reason="SIGTERM before it was ready")
     for failure in failures:
         log.error("cannot start", reason=str(failure))
     return 2 if failures else 0
+
+
+def _end_start(number: int, frame: object) -> None:
+    raise SystemExit
 
 
 async def serve(settings: Settings, story: logs.Story, once: bool) -> None:
@@ -158,7 +166,7 @@ async def _serve(
             def look() -> None:
                 metrics.worker(
                     devices=devices.total,
-                    free=devices.free(),
+                    free=dispatcher.free,
                     running=len(dispatcher.running),
                     resting=dispatcher.resting,
                     draining=dispatcher.draining,
@@ -217,7 +225,7 @@ def _describe(settings: Settings, store: Store, devices: Devices, dispatcher: Di
         "schema_version": SCHEMA_VERSION,
         "lease_seconds": store.tasks.lease_seconds,
         "devices": dict(devices.total),
-        "free": devices.free(),
+        "free": dispatcher.free,
         "fallback": devices.fallback,
         "min_device_num": settings.min_device_num,
         "running": sorted(dispatcher.running),

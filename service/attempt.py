@@ -444,9 +444,11 @@ class Attempt:
             try:
                 cancel = await self._store.tasks.renew(self.task, progress if progress != told else None)
                 self._metrics.lease_renewed(done=True)
-                lines = self._story.take(self._name)
-                if not await self._tell(lines):
-                    self._story.put_back(self._name, lines)
+                # To its end even where the attempt ends meanwhile: what was taken would be stored by nobody.
+                with anyio.CancelScope(shield=True):
+                    lines = self._story.take(self._name)
+                    if not await self._tell(lines):
+                        self._story.put_back(self._name, lines)
             except LostTask:
                 # The end that this attempt writes itself looks the same from here; then there is no child to kill.
                 self.end(Ending.LOST)

@@ -88,6 +88,16 @@ class Dispatcher:
         """Whether nothing is claimed for now, after a fault of this machine."""
         return anyio.current_time() < self._rests_until
 
+    @property
+    def free(self) -> dict[str, int]:
+        """The devices of each kind that it would claim a task for now.
+
+        None while it rests or drains, once it has had its only task, or where fewer are free than it takes tasks for.
+        """
+        free = self._devices.free()
+        over = self._draining or self.resting or (self._once and self._taken)
+        return {kind: 0 if over or number < self._min_device_num else number for kind, number in free.items()}
+
     def wake(self) -> None:
         """There may be a task to claim."""
         self._woken.set()

@@ -37,6 +37,12 @@ class QueueGauges:
             ("device", "servable"),
             registry=registry,
         )
+        self._claimable = Gauge(
+            "dltask_queue_claimable_seconds",
+            "How long the task waits that has been due for longest, of those that a worker has the devices free for",
+            ("device",),
+            registry=registry,
+        )
         self._workers = Gauge("dltask_workers", "Workers that have renewed within a minute", registry=registry)
 
     def show(self, state: QueueState) -> None:
@@ -50,6 +56,7 @@ class QueueGauges:
         for kind in DeviceClass:
             for servable in ("yes", "no"):
                 self._oldest.labels(kind.name, servable).set(0)
+            self._claimable.labels(kind.name).set(state.claimable.get(kind.name, 0))
         for (name, served), seconds in state.oldest.items():
             self._oldest.labels(name, "yes" if served else "no").set(seconds)
         self._workers.set(state.workers)
@@ -87,7 +94,7 @@ class DeviceGauges:
         """Show what is so now."""
         for kind, number in devices.items():
             self._devices.labels(kind).set(number)
-            self._free.labels(kind).set(0 if resting or draining else free[kind])
+            self._free.labels(kind).set(free[kind])
         self._running.set(running)
         self._resting.set(resting)
         self._draining.set(draining)

@@ -8,7 +8,8 @@ import logging
 import sys
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any, Literal, TextIO
+from contextlib import suppress
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -63,6 +64,21 @@ class Story:
         return event
 
 
+class _Enduring:
+    """A stream whose faults end nobody: a full disk, or a reader that is gone, must not take a worker's tasks down."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
 def configure(
     form: Literal["auto", "json", "text"],
     level: str,
@@ -96,7 +112,7 @@ def configure(
     structlog.configure(
         processors=[*shared, *([story] if story else []), renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Enduring(stream))),
         # Tests configure more than once; a cached logger would keep the first stream.
         cache_logger_on_first_use=False,
     )

@@ -114,11 +114,11 @@ def why_waiting(
     workers: Sequence[Mapping[str, Any]],
     now: datetime,
     *,
-    waiting: int | None = None,
+    waiting: int,
 ) -> str:
     """Why a NEW or PENDING task does not run. Empty for other states.
 
-    `queue` is all PENDING tasks, best first, or the first of them, and `waiting` then how many there are.
+    `queue` is the first of the PENDING tasks, best first, and `waiting` how many there are.
     """
     current = state(document)
     if current == "NEW":
@@ -150,20 +150,27 @@ def why_waiting(
     if document.get("runs_alone") is True:
         return "waits for a worker that runs nothing else, since it has lost its worker before"
     position = next((place for place, other in enumerate(queue, 1) if same(other["_id"], document["_id"])), None)
-    total = len(queue) if waiting is None else max(waiting, len(queue))
+    total = max(waiting, len(queue))
     if position:
-        return f"position {position} of {total} in the queue"
+        return f"position {position} of {total} in the queue{_of_devices(kind, needed, position, workers, able)}"
     return f"in the queue, behind the first {len(queue)} of {total}" if queue and total > len(queue) else "in the queue"
 
 
-def queue_of(tasks: Iterable[Document]) -> list[Document]:
-    """The PENDING ones of `tasks`, best first, as workers claim them."""
-    waiting = [task for task in tasks if state(task) == "PENDING"]
-    return sorted(waiting, key=lambda task: (-number(task.get("priority")), _moment(task.get("create_time"))))
+def _of_devices(
+    kind: str, needed: float, position: int, workers: Sequence[Mapping[str, Any]], able: Sequence[Mapping[str, Any]]
+) -> str:
+    """What the workers' devices have to do with it that a task waits, after a comma; empty where nothing is known."""
 
+    def free(worker: Mapping[str, Any]) -> float:
+        return number(part(worker, "free").get(kind))
 
-def _moment(time: Any) -> datetime:
-    return time if isinstance(time, datetime) else datetime.max.replace(tzinfo=UTC)
+    if any(free(worker) >= needed for worker in able):
+        return ", and devices are kept free for one before it" if position > 1 else ""
+    if not all(part(worker, "free") for worker in able):
+        return ""
+    if any(free(worker) >= needed for worker in workers):
+        return f", and the free {kind} are of workers that take no task for {needed} (DLTASK_MIN_DEVICE_NUM)"
+    return f", and no worker has {needed} {kind} free"
 
 
 def duration(seconds: float) -> str:

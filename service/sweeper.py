@@ -26,8 +26,9 @@ from service.metrics import Metrics
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-#: Documents admitted by one sweep at most: a storm must not keep it from the expired leases.
-_BATCH = 1000
+#: Documents admitted by one sweep at most, and seconds after which it leaves the rest to the next: a storm, or long
+#: lists of ids, must not keep it from the expired leases, nor from saying that this worker lives.
+_BATCH, _ADMIT_SECONDS = 1000, 10.0
 
 #: Admissions at once.
 ADMITTERS = 4
@@ -63,10 +64,10 @@ class Sweeper:
         self._step = ""
         self._steps = (
             self._renew,
-            self._admit_new,
-            self._sweep_missed,
-            self._cancel_waiting,
             self._recover,
+            self._admit_new,
+            self._cancel_waiting,
+            self._sweep_missed,
             self.tell_late,
         )
 
@@ -132,8 +133,11 @@ class Sweeper:
         await self._store.workers.renew(self._owner, self._describe())
 
     async def _admit_new(self) -> None:
+        until = time.monotonic() + _ADMIT_SECONDS
         for key in await self._store.tasks.new_keys(_BATCH):
             await self.admit(key)
+            if time.monotonic() > until:
+                return  # the rest by the next sweep, which is due
 
     async def _sweep_missed(self) -> None:
         if self._missed:

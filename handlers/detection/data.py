@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 #: Larger images are skipped unread: 100 megapixels take 300 MB decoded.
 MAX_PIXELS = 100_000_000
@@ -157,9 +158,10 @@ def separate_validation(samples: list[Sample], seed: int = 0) -> tuple[list[Samp
 def read_image(path: Path, width: int = 0, height: int = 0) -> Image:
     """The image file `path`, uint8 RGB [height, width, 3]; `width` and `height` are as recorded, 0 for unknown.
 
-    Grey and palette images become RGB, 16 bits a channel become 8, an alpha channel is dropped, CMYK is converted. The
-    recorded size tells in which frame the labels are: the image is turned as its EXIF orientation says unless only the
-    file as it lies has the recorded size.
+    Grey and palette images become RGB, an alpha channel is dropped, CMYK is converted. 16 bits a channel become the
+    upper 8 of them, or of 12 where none is above 4095, as many cameras write them. The recorded size tells in which
+    frame the labels are: the image is turned as its EXIF orientation says unless only the file as it lies has the
+    recorded size.
 
     Raises ImageError where the file is no whole image, is larger than `MAX_PIXELS`, or has another size.
     """
@@ -170,11 +172,12 @@ def read_image(path: Path, width: int = 0, height: int = 0) -> Image:
             raise  # Another attempt may read it: it must not be trained without.
         raise ImageError(f"the file cannot be read: {error.strerror}") from None
     _inspect(data)
-    image = _decode(data, cv2.IMREAD_COLOR)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    image = _decode(data, flags)
     found = (image.shape[1], image.shape[0])
     recorded = (width, height)
     if width and height and recorded != found:
-        image = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = _decode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
         if recorded != (image.shape[1], image.shape[0]):
             raise ImageError(f"the file is {found[0]} x {found[1]} pixels; recorded is {width} x {height}")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), np.uint8)
@@ -212,13 +215,18 @@ def shrink(image: Image, boxes: Boxes, shorter_side: int) -> tuple[Image, Boxes]
 
 def _decode(data: bytes, flags: int) -> Image:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         if "PIXELS" in str(error):
             raise ImageError(f"the image has more than {MAX_PIXELS // 1_000_000} megapixels") from None
         raise ImageError(f"the file cannot be decoded: {error.err}") from None
     if image is None:
         raise ImageError("the file is not an image, or a damaged one")
+    if image.dtype == np.uint16:
+        # Of what has 12 bits the high byte would be all but black.
+        image = image >> (4 if image.max() < 1 << 12 else 8)
+    elif image.dtype != np.uint8:
+        return _decode(data, flags & ~cv2.IMREAD_ANYDEPTH)
     return np.asarray(image, np.uint8)
 
 

@@ -36,7 +36,7 @@ class ClassScores:
     instances: int
 
     def best(self) -> Best:
-        """The threshold of the highest F1; of equals the highest."""
+        """The threshold of the highest F1; of equals the highest. See `_below`."""
         f1 = self.f1()
         if not self.right.any() or not self.instances:
             return Best(None, 0.0, 0.0, 0.0)
@@ -44,7 +44,7 @@ class ClassScores:
         last = np.append(self.scores[1:] < self.scores[:-1], True)
         at = int(np.where(last, f1, -1).argmax())
         right = int(self.right[: at + 1].sum())
-        return Best(float(self.scores[at]), right / (at + 1), right / self.instances, float(f1[at]))
+        return Best(_below(self.scores, at), right / (at + 1), right / self.instances, float(f1[at]))
 
     def at(self, threshold: float) -> Best:
         """What comes of `threshold`; without a detection that counts, all is 0."""
@@ -85,7 +85,7 @@ def uncounted(measured: Measured, found: Ints) -> NDArray[np.bool_]:
 
 
 def best_for_all(classes: Sequence[ClassScores]) -> tuple[float, float]:
-    """The one threshold at which the mean F1 of the classes with objects is highest (of equals the highest), and it.
+    """The one threshold at which the mean F1 of the classes with objects is highest (as in `best`), and it.
 
     `DEFAULT_THRESHOLD` and 0 where no class has a right detection.
     """
@@ -99,4 +99,16 @@ def best_for_all(classes: Sequence[ClassScores]) -> tuple[float, float]:
     scores, means = scores[order], np.cumsum(changes[order]) / len(known)
     last = np.append(scores[1:] < scores[:-1], True)
     at = int(np.where(last, means, -1).argmax())
-    return float(scores[at]), float(np.clip(means[at], 0, 1))
+    return _below(scores, at), float(np.clip(means[at], 0, 1))
+
+
+def _below(scores: Floats, at: int) -> float:
+    """Halfway between the last score that counts and the first that does not, or 0.
+
+    On what was measured every threshold between them does the same. On other images the score of the last right
+    detection itself would lose one object of so many as there are, and be the stricter the fewer were measured.
+    """
+    last, following = float(scores[at]), float(scores[at + 1]) if at + 1 < len(scores) else 0.0
+    halfway = (last + following) / 2
+    # Scores are compared in single precision.
+    return halfway if np.float32(halfway) > following else last

@@ -38,7 +38,7 @@ from handlers.detection.report import draw_samples, measure_and_draw
 from handlers.detection.reporter import Reporter
 from handlers.detection.snapshot import Best, Identity, TrainingState, read_snapshot, write_snapshot
 from handlers.detection.training_data import TrainingData, load_data
-from schemas.enums import ExpansionDataClass
+from schemas.enums import ExpansionDataClass, ModelScopeClass
 from schemas.params import ParamClass, check_params
 from schemas.result import SkippedImage
 
@@ -75,15 +75,19 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
     input_size = suited_size(named_size, params.model_scope, message)
     if input_size > named_size:
         emit(Note(message=f"the input is {input_size} pixels instead of {named_size}: objects are small"))
+    unknown = sum(not (image.width and image.height) for image in message.image_info if image.split != "test")
+    if unknown and params.model_scope is not ModelScopeClass.SMALL:
+        emit(Note(message=f"{unknown} images have no recorded size: the size of the input was chosen without them"))
     device = open_device(job.devices[ranks.rank])
     store = ImageStore(input_size, image_store_bytes(ranks.size))
     with ThreadPoolExecutor(reader_threads(ranks.size), "reader") as pool:
         # --- data: every image is read once, so that the unreadable are known before the first iteration
         data = load_data(job, message, store, pool, ranks)
         if not data.val:
-            emit(Note(message="no validation images: the last averaged weights are kept, measured on training images"))
+            none = "no validation images with labels to measure by"
+            emit(Note(message=f"{none}: the last averaged weights are kept, measured on training images"))
             if job.patience is not None:
-                emit(Note(message="no validation images: patience has no effect"))
+                emit(Note(message=f"{none}: patience has no effect"))
         batch_size = _batch_size(params, ranks, emit)
         share = ranks.share(batch_size)
         check_memory(len(share), input_size)

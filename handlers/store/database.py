@@ -36,6 +36,7 @@ from pymongo.errors import (
     PyMongoError,
     WriteConcernError,
 )
+from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from handlers.errors import StartupError
@@ -62,6 +63,10 @@ LOOK_SECONDS = 3.0
 CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
     tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
 )
+
+
+#: Of every write: what was confirmed outlives a fail-over.
+_MAJORITY = WriteConcern(w="majority", j=True)
 
 
 class Unreadable(PyMongoError):
@@ -128,7 +133,10 @@ class Database:
         #: Only to find out why the server cannot be used.
         self._uri = uri
         self._failed = failed
-        self.db = client.get_database(name, codec_options=CODEC, write_concern=WriteConcern(w="majority", j=True))
+        # What the URI says of these is for clients that may be told what is old, or lose what was confirmed.
+        self.db = client.get_database(
+            name, codec_options=CODEC, read_preference=ReadPreference.PRIMARY, write_concern=_MAJORITY
+        )
         self._in_transaction = anyio.Lock()
 
     def collection(self, name: str) -> AsyncCollection[Document]:
@@ -199,7 +207,13 @@ class Database:
         """Run `body` in a transaction, again if the server says that it may succeed then."""
 
         async with self._in_transaction:
-            return await self.call(self._session.with_transaction, body)
+            return await self.call(
+                self._session.with_transaction,
+                body,
+                # Those of `db` do not hold in a transaction, but else those of the URI.
+                write_concern=_MAJORITY,
+                read_preference=ReadPreference.PRIMARY,
+            )
 
     @cached_property
     def _session(self) -> AsyncClientSession:

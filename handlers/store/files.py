@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from bson import MinKey, ObjectId
+from bson import ObjectId
 from gridfs import NoFile
 from gridfs.errors import CorruptGridFile
 from pymongo.asynchronous.collection import AsyncCollection
@@ -25,6 +25,9 @@ _BLOCK = 1 << 20
 
 #: Orphaned uploads that one look finds, at most.
 _MAX_ORPHANS = 1000
+
+#: Files that one look for chunks without a file takes in.
+_PAGE = 10_000
 
 #: Where a file's metadata say which task wrote it. Weights have a word of their own: the janitor of release 0.1.0 does
 #: not know by what they are named, and would remove them.
@@ -153,12 +156,29 @@ class Bucket:
         """Note of chunks that they have no file, as a crash in an upload leaves them and as one under way has them;
         returns the file ids of those of which that was noted `seconds` ago.
 
-        Looks for them in the index `{files_id, n}` alone: the documents hold all the bytes of the bucket.
+        Looks for them in the index `{files_id, n}` alone: the documents hold all the bytes of the bucket. In pages,
+        each soon read, however many files there are. Ids that are no ObjectId are none of ours.
         """
+        found: list[Any] = []
+        after = ObjectId(bytes(12))
+        while len(found) < _MAX_ORPHANS:
+            page = await self._first_chunks(after)
+            found += [row["files_id"] for row in page if not row["file"]]
+            if len(page) < _PAGE:
+                break
+            after = page[-1]["files_id"]
+        found = found[:_MAX_ORPHANS]
+        first = {"files_id": {"$in": found}, "n": 0}
+        return await self._noted(self._chunks, first, "files_id", "orphan_since", seconds) if found else []
+
+    async def _first_chunks(self, after: ObjectId) -> list[Document]:
+        """`files_id` of the next files' first chunks, each with its `file`, if there is one."""
         cursor = await self._db.call(
             self._chunks.aggregate,
             [
-                {"$match": {"files_id": {"$gte": MinKey()}, "n": 0}},
+                {"$match": {"files_id": {"$gt": after}, "n": 0}},
+                {"$sort": {"files_id": 1}},
+                {"$limit": _PAGE},
                 {"$project": {"_id": False, "files_id": True}},
                 {
                     "$lookup": {
@@ -169,13 +189,9 @@ class Bucket:
                         "pipeline": [{"$project": {"_id": 1}}],
                     }
                 },
-                {"$match": {"file": []}},
-                {"$limit": _MAX_ORPHANS},
             ],
         )
-        found = [row["files_id"] for row in await self._db.call(cursor.to_list)]
-        first = {"files_id": {"$in": found}, "n": 0}
-        return await self._noted(self._chunks, first, "files_id", "orphan_since", seconds) if found else []
+        return await self._db.call(cursor.to_list)
 
     async def _noted(
         self, collection: AsyncCollection[Document], which: Document, key: str, field: str, seconds: float

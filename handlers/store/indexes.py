@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pymongo
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import OperationFailure
 
@@ -12,6 +13,9 @@ from schemas.version import SCHEMA_VERSION
 
 _DUPLICATE_KEY = 11000
 _UNAUTHORIZED = 13
+
+#: An index on ten million labels takes minutes.
+_BUILD_SECONDS = 24 * 3600.0
 
 CLAIM_INDEX = "claim"
 
@@ -104,7 +108,10 @@ class Indexes:
                 if _is_there(index, there):
                     continue
                 try:
-                    await self._database.call(self._database.collection(name).create_indexes, [index])
+                    # The time that other operations have is not for it: the server would end the build with it, and
+                    # each start begin anew.
+                    with pymongo.timeout(_BUILD_SECONDS):
+                        await self._database.call(self._database.collection(name).create_indexes, [index])
                 except OperationFailure as error:
                     problems.append(await self._why_no_index(name, index, error))
                     if error.code == _UNAUTHORIZED:

@@ -17,12 +17,15 @@ from handlers.store.database import Database, Document
 from handlers.store.documents import readable, reference, referred
 from handlers.store.expressions import IN_QUEUE_INDEX, bounded
 from handlers.store.tasks import QUEUE_ORDER
-from schemas.enums import TaskStatus
+from schemas.enums import END_STATES, TaskStatus
 from schemas.numbers import UINT64_MAX, bson_uint64, whole_number
 from schemas.task import ID_LISTS
 
 #: Tasks of one page of the list.
 PAGE_ROWS = 50
+
+#: How far down the queue `queue` looks.
+QUEUE_HEAD = 1000
 
 #: Counting goes no further: it reads an index, and a million keys would take a second.
 COUNT_LIMIT = 100_000
@@ -88,19 +91,32 @@ class Overview:
         """DL_TASK, for what clients wrote. Opened when first read: mongomock, in unit tests, knows no raw documents."""
         return self._db.raw("DL_TASK")
 
-    async def newest(self, limit: int) -> list[Document]:
-        """The newest documents, running and waiting ones first, without id lists and reports."""
+    async def listed(self, limit: int) -> list[Document]:
+        """What runs, what nobody has answered, what waits, what has ended; `limit` in all, without lists and reports.
+
+        What waits is in the order in which workers claim it, the rest newest first.
+        """
         found: list[RawBSONDocument] = []
+        newest = {"_id": DESCENDING}
+        answered = {"admitted_id": {"$ne": None}}
         long = ("history", *(f"result.metrics.{name}" for name in ("per_class", "confusion", "worst")))
         fields = {**_WITHOUT_LISTS, **dict.fromkeys(long, False)}
-        for which in (
-            {"admitted_id": None},
-            {"status": {"$in": ["RUNNING", "PENDING"]}, "admitted_id": {"$ne": None}, **IN_QUEUE_INDEX},
-            {"status": {"$in": ["SUCCEEDED", "FAILED", "CANCELLED", "REJECTED"]}, "admitted_id": {"$ne": None}},
+        for which, order in (
+            ({"status": TaskStatus.RUNNING.name, **answered, **IN_QUEUE_INDEX}, newest),
+            ({"admitted_id": None}, newest),
+            ({"status": TaskStatus.PENDING.name, **answered, **IN_QUEUE_INDEX}, dict(QUEUE_ORDER)),
+            ({"status": {"$in": [status.name for status in END_STATES]}, **answered}, newest),
         ):
-            cursor = self._raw.find(which, fields).sort("create_time", DESCENDING)
+            cursor = self._raw.find(which, fields).sort(order)
             found += await self._db.call(cursor.limit(limit - len(found)).to_list) if len(found) < limit else []
         return [readable(document) for document in found]
+
+    async def queue(self) -> tuple[list[Document], int]:
+        """The first `QUEUE_HEAD` PENDING tasks, by `_id` alone, as workers claim them; and how many there are."""
+        waiting = {"status": TaskStatus.PENDING.name, **IN_QUEUE_INDEX}
+        cursor = self._raw.find(waiting, {"_id": True}).sort(QUEUE_ORDER).limit(QUEUE_HEAD)
+        first = [readable(document) for document in await self._db.call(cursor.to_list)]
+        return first, await self._count({"status": TaskStatus.PENDING.name})
 
     async def counts(self) -> dict[str, int]:
         """How many documents are in each state, up to COUNT_LIMIT; NEW are those that no worker has answered.

@@ -70,6 +70,8 @@ class QueueState:
     #: By device kind, of those that some live worker can take and of those that none can: seconds for which the task
     #: that has been due for longest waits, since it was admitted, given back or its back-off ended.
     oldest: Mapping[tuple[str, bool], float]
+    #: By device kind, the same of those that some live worker has the devices free for, and would claim.
+    claimable: Mapping[str, float]
     #: Waiting tasks that no live worker has the devices for.
     unservable: Mapping[Need, int]
     #: Workers that are alive.
@@ -97,14 +99,18 @@ class Queue:
         workers = await self._live(clock.at)
         waiting: dict[Need, int] = {}
         oldest: dict[tuple[str, bool], float] = {}
+        claimable: dict[str, float] = {}
         for group in groups:
             need = Need(group["_id"]["kind"], group["_id"]["number"])
             waiting[need] = waiting.get(need, 0) + group["n"]
             since = group["since"]
             # Of no date, or one that no datetime can be, nothing can be said.
             if group["_id"]["due"] and isinstance(since, datetime):
+                seconds = (clock.at - since).total_seconds()
                 which = need.kind, _served(need, workers)
-                oldest[which] = max(oldest.get(which, 0), (clock.at - since).total_seconds())
+                oldest[which] = max(oldest.get(which, 0), seconds)
+                if _served(need, workers, "free"):
+                    claimable[need.kind] = max(claimable.get(need.kind, 0), seconds)
         return QueueState(
             clock=clock,
             written=hello["operationTime"].time,
@@ -116,6 +122,7 @@ class Queue:
             backing_off=sum(group["n"] for group in groups if not group["_id"]["due"]),
             waiting=waiting,
             oldest=oldest,
+            claimable=claimable,
             unservable={need: number for need, number in waiting.items() if not _served(need, workers)},
             workers=len(workers),
         )
@@ -145,7 +152,9 @@ class Queue:
     async def _live(self, now: datetime) -> list[Document]:
         """The workers that have renewed in time."""
         return await self._db.call(
-            self._workers.find({"renewed_at": {"$gte": now - _ALIVE}}, {"devices": True, "min_device_num": True})
+            self._workers.find(
+                {"renewed_at": {"$gte": now - _ALIVE}}, {"devices": True, "free": True, "min_device_num": True}
+            )
             .limit(AT_MOST)
             .to_list
         )
@@ -154,10 +163,10 @@ class Queue:
 _KIND, _NUMBER = "$param_request.device_type", "$param_request.device_num"
 
 
-def _served(need: Need, workers: list[Document]) -> bool:
+def _served(need: Need, workers: list[Document], by: str = "devices") -> bool:
+    """Whether one of them takes tasks of so many devices and has as many, or has them `free`."""
     return need.number > 0 and any(
-        _whole(worker, "min_device_num") <= need.number <= _whole(worker.get("devices"), need.kind)
-        for worker in workers
+        _whole(worker, "min_device_num") <= need.number <= _whole(worker.get(by), need.kind) for worker in workers
     )
 
 

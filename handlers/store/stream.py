@@ -14,7 +14,7 @@ from handlers.store.documents import readable
 from handlers.store.indexes import INDEXES
 
 #: How long the server holds a question that has no answer yet; also how long a shutdown may have to wait for one.
-_AWAIT_MS = 500
+_AWAIT_MS = 1000
 
 
 @dataclass(frozen=True)

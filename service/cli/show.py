@@ -46,21 +46,23 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
     return made
 
 
-def tasks_table(tasks: Sequence[Document], queue: Sequence[Document], workers: Sequence[Document]) -> Table:
-    """One line a task."""
+def tasks_table(
+    tasks: Sequence[Document], queue: Sequence[Document], workers: Sequence[Document], *, waiting: int
+) -> Table:
+    """One line a task. `queue`: the first of those that wait, best first; `waiting`: how many there are."""
     now = datetime.now(UTC)
     rows = []
     for task in tasks:
         model = part(task, "param_request").get("model_name", "")
-        waiting = why_waiting(task, queue, workers, now)
-        about = waiting or (progress_text(task) if state(task) == "RUNNING" else outcome_text(task))
+        why = why_waiting(task, queue, workers, now, waiting=waiting)
+        about = why or (progress_text(task) if state(task) == "RUNNING" else outcome_text(task))
         kind, when = task.get("task_type", ""), age(task.get("create_time"), now)
         rows.append([task_number(task.get("task_id")), kind, model, state_text(task), when, about])
     return table(("TASK", "TYPE", "MODEL", "STATE", "AGE", ""), rows)
 
 
-def task_table(task: Document, queue: Sequence[Document], workers: Sequence[Document]) -> Table:
-    """One task, a field a line."""
+def task_table(task: Document, queue: Sequence[Document], workers: Sequence[Document], *, waiting: int) -> Table:
+    """One task, a field a line; `queue` and `waiting` as above."""
     made = Table(box=None, show_header=False, pad_edge=False)
     made.add_column(style="bold")
     made.add_column(overflow="fold")
@@ -72,7 +74,7 @@ def task_table(task: Document, queue: Sequence[Document], workers: Sequence[Docu
     line("task", task_number(task.get("task_id")))
     line("type", task.get("task_type"))
     line("state", state_text(task))
-    line("waits", why_waiting(task, queue, workers, datetime.now(UTC)))
+    line("waits", why_waiting(task, queue, workers, datetime.now(UTC), waiting=waiting))
     line("progress", progress_text(task))
     line("outcome", outcome_text(task))
     line("field", part(task, "error").get("field"))

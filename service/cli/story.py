@@ -11,7 +11,7 @@ from handlers.store import Store
 from handlers.store.database import Document, StoreError
 from schemas.enums import END_STATES
 from schemas.numbers import bson_uint64
-from service.show import iso, json_text, log_text, printable, queue_of, state, why_waiting
+from service.show import iso, json_text, log_text, printable, state, why_waiting
 from service.timeline import STATE, Timeline
 
 #: Seconds between two looks, and between two at why a task waits, which reads the whole queue.
@@ -77,9 +77,9 @@ class _Why:
         if time.monotonic() < self._next:
             return []
         self._next = time.monotonic() + _WHY_SECONDS
-        queue, workers = queue_of(await self._store.overview.newest(1000)), await self._store.workers.all()
+        (queue, waiting), workers = await self._store.overview.queue(), await self._store.workers.all()
         now = datetime.now(UTC)
-        if (reason := why_waiting(document, queue, workers, now)) == self._said:
+        if (reason := why_waiting(document, queue, workers, now, waiting=waiting)) == self._said:
             return []
         self._said = reason
         return [{"event": _WAITS, "timestamp": now, "reason": reason}] if reason else []

@@ -103,26 +103,22 @@ def status(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most tasks in the list.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """The newest tasks, or one of them in detail, and why one waits."""
+    """What runs, what waits and why, and what ended last; or one task in detail."""
     from service.cli.show import task_table, tasks_table
-    from service.show import queue_of
 
     async def read(store: "Store") -> tuple[Any, Any, Any, Any]:
-        one = await _task(store, task_id) if task_id is not None else None
-        # More than are shown, for the position in the queue.
-        newest = await store.overview.newest(1000)
-        return one, newest, await store.workers.all(), await store.overview.total()
+        found = await (store.overview.listed(limit) if task_id is None else _task(store, task_id))
+        return found, await store.overview.queue(), await store.workers.all(), await store.overview.total()
 
-    one, newest, alive, total = with_store(read)
-    queue = queue_of(newest)
+    found, (queue, waiting), alive, total = with_store(read)
     if as_json:
-        print_json(one if task_id is not None else newest[:limit])
+        print_json(found)
     elif task_id is not None:
-        out().print(task_table(one, queue, alive))
-    elif not newest:
+        out().print(task_table(found, queue, alive, waiting=waiting))
+    elif not found:
         print("no tasks; `dltask submit` inserts one")
     else:
-        out().print(tasks_table(newest[:limit], queue, alive))
+        out().print(tasks_table(found, queue, alive, waiting=waiting))
         if total > limit:
             print(f"… of {total} tasks in all", file=sys.stderr)
 

@@ -71,7 +71,7 @@ def task_line(row: Row, situation: Situation) -> TaskLine:
 def _about(document: Document, now: str, situation: Situation) -> str:
     if now in (NEW, "PENDING"):
         queue = [row.document for row in situation.waiting]
-        counted = situation.counts.get("PENDING")
+        counted = situation.counts.get("PENDING", 0)
         return why_waiting(document, queue, situation.workers, situation.now, waiting=counted)
     if now == "RUNNING":
         return progress_text(document) or "starting: the data are being made ready"

@@ -554,7 +554,7 @@ async def test_keys_that_no_driver_can_write(store: Store, db: Db, image_ids: li
     db.DL_TASK.insert_one(train_request(99))
     await sweeper_of(store).sweep()
     assert await store.tasks.new_keys(10) == []
-    found = await store.overview.newest(100)
+    found = await store.overview.listed(100)
     assert {(one["status"], one["error_code"]) for one in found if one["task_id"] != 99} == {("REJECTED", 7)}
     assert sorted(one["task_id"] for one in found) == [*range(len(keys)), 99]
     assert db.DL_TASK.count_documents({"status": "PENDING"}) == 1
@@ -565,7 +565,7 @@ async def test_a_binary_that_lies_about_its_length(store: Store, db: Db, image_i
     for number, name in enumerate(("comment", "task_type", "param_request", "history")):
         document = {"_id": ObjectId(), **train_request(number), name: old_binary(99, b"ab")}
         db.get_collection("DL_TASK").insert_one(raw_document(document))
-    assert [one["_id"] for one in await store.overview.newest(10)]
+    assert [one["_id"] for one in await store.overview.listed(10)]
     await sweeper_of(store).sweep()
     for found in db.DL_TASK.find():
         assert_answered(found)

@@ -5,18 +5,38 @@ import select
 import socket
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
 import pytest
 from pymongo import MongoClient
+from pymongo.monitoring import CommandListener, CommandStartedEvent, register
 
+from handlers.store.database import connect
 from service import embedded
 from service.embedded import EmbeddedMongoError, embedded_mongo
 
 pytestmark = pytest.mark.anyio
+
+
+class _Commands(CommandListener):
+    """Keeps what is sent, by the command's name."""
+
+    def __init__(self) -> None:
+        self.sent: defaultdict[str, list[Any]] = defaultdict(list)
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.sent[event.command_name].append(dict(event.command))
+
+    def succeeded(self, event: Any) -> None:
+        """Of no interest."""
+
+    def failed(self, event: Any) -> None:
+        """Of no interest."""
 
 
 def _insert_and_count(uri: str) -> int:
@@ -45,6 +65,25 @@ async def test_it_is_a_replica_set_with_change_streams_and_transactions(mongo_ur
                 return str(next(stream)["operationType"])
 
     assert await anyio.to_thread.run_sync(use) == "insert"
+
+
+async def test_the_options_of_the_uri_hold_for_no_transaction(mongo_uri: str, database_name: str) -> None:
+    """Nor for any other operation: reads of the primary, writes that a majority has."""
+    commands = _Commands()
+    register(commands)
+    async with connect(f"{mongo_uri}&readPreference=secondaryPreferred&w=1", database_name) as database:
+        things = database.collection("things")
+
+        async def body(session: Any) -> None:
+            await things.find_one({}, session=session)
+            await things.insert_one({"n": 1}, session=session)
+
+        await database.transaction(body)
+        await database.call(things.insert_one, {"n": 2})
+    inserted, committed, alone = (commands.sent[name] for name in ("insert", "commitTransaction", "insert"))
+    assert [command["n"] for command in (inserted[0]["documents"][0], alone[1]["documents"][0])] == [1, 2]
+    for command in (committed[0], alone[1]):
+        assert command["writeConcern"] == {"w": "majority", "j": True}
 
 
 async def test_data_survive_a_restart_on_another_port(tmp_path: Path) -> None:

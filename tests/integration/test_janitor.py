@@ -11,6 +11,7 @@ from gridfs import GridFSBucket
 from pymongo.database import Database
 from pymongo.errors import AutoReconnect
 
+import handlers.store.files
 import service.janitor
 from handlers.images import ImageCache
 from handlers.store import Store
@@ -134,25 +135,27 @@ async def test_no_date_but_the_servers_counts(store: Store, db: Db) -> None:
     assert await remove_after_a_day(store, db) == 2
 
 
-async def test_chunks_without_a_file_go_a_day_later(store: Store, db: Db) -> None:
-    """An upload that was cut off leaves chunks; one that is under way has them too, and is left alone. Whatever
-    their driver takes for ids.
+async def test_chunks_without_a_file_go_a_day_later(store: Store, db: Db, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload that was cut off leaves chunks; one that is under way has them too, and is left alone.
+
+    However many there are: they are looked for page by page. What has another kind of id is nobody's that we know.
     """
-    whole = put(db, "images")
+    monkeypatch.setattr(handlers.store.files, "_PAGE", 2)
+    whole, cut_off, another, under_way = put(db, "images"), ObjectId(), ObjectId(), ObjectId()
     for bucket in ("images", "models"):
         chunks = db[f"{bucket}.chunks"]
-        chunks.insert_many([{"files_id": "cut off", "n": 0}, {"files_id": "cut off", "n": 1}])
-        chunks.insert_one({"_id": f"{bucket} 1", "files_id": 5, "n": 0})
+        chunks.insert_many([{"files_id": cut_off, "n": 0}, {"files_id": cut_off, "n": 1}])
+        chunks.insert_many([{"_id": f"{bucket} 1", "files_id": another, "n": 0}, {"files_id": "foreign", "n": 0}])
     assert await remove_after_a_day(store, db) == 2
-    assert db["models.chunks"].count_documents({}) == 0
+    assert db["models.chunks"].distinct("files_id") == ["foreign"]
     # The images are the platform's, and the janitor has no right to remove there: an import does it.
-    assert {chunk["files_id"] for chunk in db["images.chunks"].find()} == {whole, "cut off", 5}
+    assert {chunk["files_id"] for chunk in db["images.chunks"].find()} == {whole, cut_off, another, "foreign"}
     assert await remove_chunks(store.files.images, older_than=ORPHAN_SECONDS) == 0
     db["images.chunks"].update_many({"orphan_since": {"$exists": True}}, {"$set": {"orphan_since": OLD}})
     assert await remove_chunks(store.files.images, older_than=ORPHAN_SECONDS) == 2
-    db["images.chunks"].insert_one({"files_id": "under way", "n": 0})
+    db["images.chunks"].insert_one({"files_id": under_way, "n": 0})
     assert await remove_chunks(store.files.images, older_than=ORPHAN_SECONDS) == 0
-    assert {chunk["files_id"] for chunk in db["images.chunks"].find()} == {whole, "under way"}
+    assert {chunk["files_id"] for chunk in db["images.chunks"].find()} == {whole, under_way, "foreign"}
 
 
 async def test_looking_for_chunks_reads_none(store: Store, db: Db) -> None:

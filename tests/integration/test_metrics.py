@@ -110,7 +110,10 @@ def test_a_task_that_no_worker_can_take(db: Db, serve: Serve, image_ids: list[Ob
 
 
 def test_a_task_that_waits_although_a_device_is_free(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
-    """Here since it needs both devices, and one works: the alert's own exception, but nobody else's device is free."""
+    """Since it is kept free for one that needs two, and has waited longer: the alert's own exception.
+
+    Of the one that needs two no alert is made: both are not free.
+    """
     url = address(serve(http_port=0, cpu_devices=2))
     db.DL_TASK.insert_one(train_request(1, iterations=100_000))
     running(db, 1)
@@ -123,6 +126,12 @@ def test_a_task_that_waits_although_a_device_is_free(db: Db, serve: Serve, image
     seen = until(url, lambda seen: seen("queue_oldest_seconds", device="CPU", servable="yes") > 3600)
     assert (seen("devices", device="CPU"), seen("devices_free", device="CPU")) == (2, 1)
     assert (seen("tasks", state="RUNNING"), seen("tasks", state="PENDING"), seen("queue_unservable")) == (1, 1, 0)
+    assert seen("queue_claimable_seconds", device="CPU") == 0
+    assert firing(calm, seen) == set()
+    db.DL_TASK.insert_one(train_request(3))
+    wait_for(lambda: db.DL_TASK.find_one({"task_id": 3, "status": "PENDING"}))
+    db.DL_TASK.update_one({"task_id": 3}, [{"$set": {"create_time": {"$subtract": ["$$NOW", 1_800_000]}}}])
+    seen = until(url, lambda seen: seen("queue_claimable_seconds", device="CPU") > 1800)
     assert firing(calm, seen) == {"DltaskQueueStuck"}
 
 

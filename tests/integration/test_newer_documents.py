@@ -79,10 +79,11 @@ async def test_why_it_waits(db: Db) -> None:
     old = {"_id": "v", "devices": {"CPU": 8}}
     now = datetime.now(UTC)
     expected = f"written by a newer version (schema {NEWER}); no live worker understands it"
-    assert why_waiting(document, [document], [old, ours], now) == expected
+    assert why_waiting(document, [document], [old, ours], now, waiting=1) == expected
     newest = {**ours, "schema_version": NEWER}
-    assert why_waiting(document, [document], [old, ours, newest], now) == "position 1 of 1 in the queue"
-    assert why_waiting({**document, "schema_version": "x"}, [document], [old], now) == "position 1 of 1 in the queue"
+    assert why_waiting(document, [document], [old, ours, newest], now, waiting=1) == "position 1 of 1 in the queue"
+    document["schema_version"] = "x"
+    assert why_waiting(document, [document], [old], now, waiting=1) == "position 1 of 1 in the queue"
 
 
 async def test_a_worker_says_it_and_goes_on(serve: Callable[..., Service], db: Db, image_ids: list[ObjectId]) -> None:

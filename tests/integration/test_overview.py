@@ -62,15 +62,22 @@ async def examined(db: Db) -> AsyncIterator[Any]:
     db.command("profile", 0)
 
 
-async def test_the_newest_come_as_people_look_for_them(store: Store, db: Db) -> None:
-    """New ones, then what runs or waits, then what has ended; each newest first, and as many as asked for."""
-    for number, status in enumerate(("SUCCEEDED", "RUNNING", "PENDING", "FAILED")):
-        db.DL_TASK.insert_one(in_state(number, status, create_time=NOW.replace(hour=10 + number), history=[1]))
+async def test_the_list_is_as_people_look_for_it(store: Store, db: Db, examined: Any) -> None:
+    """What runs, what is new, what waits, as it is claimed, what has ended; no more is read than was asked for."""
+    for number, status in enumerate(("SUCCEEDED", "RUNNING", "PENDING", "PENDING", "PENDING", "FAILED")):
+        more = {"priority": int(number == 4), "create_time": NOW.replace(hour=10 + number), "history": [1]}
+        db.DL_TASK.insert_one(in_state(number, status, **more))
     db.DL_TASK.insert_one({"task_id": Int64(9)})
-    found = await store.overview.newest(10)
-    assert [document["task_id"] for document in found] == [9, 2, 1, 3, 0]
+    found = await store.overview.listed(10)
+    assert [document["task_id"] for document in found] == [1, 9, 4, 2, 3, 5, 0]
     assert not any("history" in document for document in found)
-    assert [document["task_id"] for document in await store.overview.newest(2)] == [9, 2]
+    assert [document["task_id"] for document in await store.overview.listed(3)] == [1, 9, 4]
+    first, waiting = await store.overview.queue()
+    assert ([document["_id"] for document in first], waiting) == ([found[place]["_id"] for place in (2, 3, 4)], 3)
+    db.DL_TASK.insert_many([in_state(number, "CANCELLED") for number in range(100, 2000)])
+    before = len(examined())
+    assert len(await store.overview.listed(20)) == 20
+    assert sum(documents for documents, _ in examined()[before:]) <= 20
 
 
 async def test_pages_reach_every_task_and_fetch_no_other(store: Store, db: Db, examined: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -181,6 +182,26 @@ def test_a_wrong_uri(reason: Callable[..., str], dltask: Dltask, uri: str, said:
 def test_no_tls_where_it_is_asked_for(mongo_uri: str, reason: Callable[..., str]) -> None:
     """The other way round is in test_security.py."""
     assert reason(mongodb_uri=f"{mongo_uri}&tls=true").startswith("MongoDB speaks no TLS: ")
+
+
+def test_sigterm_before_it_is_ready(tmp_path: Path) -> None:
+    """It ends in order. The first process of a container would not hear it otherwise, and go on to claim tasks."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("DLTASK_")}
+        env |= {"DLTASK_MONGODB_URI": f"mongodb://127.0.0.1:{silent.getsockname()[1]}/", "DLTASK_LOG_FORMAT": "json"}
+        command = [sys.executable, "-m", "service.cli", "serve"]
+        worker = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        status = Path(f"/proc/{worker.pid}/status")
+
+        def listens() -> bool:
+            (caught,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+            return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+        wait_for(listens)
+        worker.send_signal(signal.SIGTERM)
+        _, err = worker.communicate(timeout=30)
+    assert worker.returncode == 0, err
+    assert json.loads(err)["event"] == "service stopped"
 
 
 def test_a_cache_folder_that_cannot_be_written(mongo_uri: str, reason: Callable[..., str], tmp_path: Path) -> None:

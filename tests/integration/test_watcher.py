@@ -292,7 +292,7 @@ async def test_cancelled_calls_do_not_wedge_the_client(mongo_uri: str, database_
         async def call(number: int) -> None:
             with anyio.move_on_after(number / 10_000) as scope:
                 if number % 2:
-                    await store.overview.newest(5)
+                    await store.overview.listed(5)
                 else:
                     async for _ in store.tasks.copied_keys():
                         pass
@@ -306,4 +306,4 @@ async def test_cancelled_calls_do_not_wedge_the_client(mongo_uri: str, database_
         assert cancelled[0] > 20
         with anyio.fail_after(5):
             for _ in range(8):
-                assert len(await store.overview.newest(5)) == 1
+                assert len(await store.overview.listed(5)) == 1

@@ -21,7 +21,6 @@ from service.show import (
     outcome_text,
     printable,
     progress_text,
-    queue_of,
     state,
     why_waiting,
 )
@@ -171,24 +170,35 @@ def task(status: str = "PENDING", **fields: Any) -> dict[str, Any]:
 
 def test_why_a_task_waits() -> None:
     """Each reason in words; a task that runs waits for nothing."""
+
+    def why(document: Any, queue: list[Any], workers: list[Any], *, waiting: int | None = None) -> str:
+        return why_waiting(document, queue, workers, NOW, waiting=len(queue) if waiting is None else waiting)
+
     able, unable = {"_id": "w", "devices": {"CPU": 8, "GPU": 2}}, {"_id": "v", "devices": {"CPU": 8, "GPU": 1}}
-    urgent, late = task(priority=5), task(create_time=NOW + timedelta(seconds=1))
+    urgent, late = task(priority=5), task()
     first = task()
-    queue = queue_of([late, first, urgent, task("RUNNING"), task("FAILED")])
-    assert [entry["_id"] for entry in queue] == [urgent["_id"], first["_id"], late["_id"]]
-    assert why_waiting(first, queue, [able], NOW) == "position 2 of 3 in the queue"
-    assert why_waiting(first, queue, [unable], NOW) == "needs 2 GPU; no live worker has them"
-    assert why_waiting(first, queue, [], NOW) == "no worker is alive"
-    assert "rests" in why_waiting(first, queue, [{**able, "resting": True}, unable], NOW)
-    assert "runs nothing else" in why_waiting({**first, "runs_alone": True}, queue, [able], NOW)
+    queue = [urgent, first, late]
+    assert why(first, queue, [able]) == "position 2 of 3 in the queue"
+    assert why(first, queue, [able], waiting=5000) == "position 2 of 5000 in the queue"
+    assert why(task(), queue, [able], waiting=5000) == "in the queue, behind the first 3 of 5000"
+    busy, idle = {**able, "free": {"CPU": 8, "GPU": 1}}, {**able, "free": {"CPU": 8, "GPU": 2}}
+    picky = {"_id": "p", "devices": {"GPU": 8}, "free": {"GPU": 8}, "min_device_num": 5}
+    assert why(first, queue, [busy, unable]).endswith("in the queue, and no worker has 2 GPU free")
+    assert why(first, queue, [busy, idle]).endswith("in the queue, and devices are kept free for one before it")
+    assert why(urgent, queue, [busy, idle]) == "position 1 of 3 in the queue"
+    assert why(first, queue, [busy, picky]).endswith("take no task for 2 (DLTASK_MIN_DEVICE_NUM)")
+    assert why(first, queue, [unable]) == "needs 2 GPU; no live worker has them"
+    assert why(first, queue, []) == "no worker is alive"
+    assert "rests" in why(first, queue, [{**able, "resting": True}, unable])
+    assert "runs nothing else" in why({**first, "runs_alone": True}, queue, [able])
     retry = task(not_before=NOW + timedelta(seconds=60), failures=1)
-    assert why_waiting(retry, [retry], [able], NOW) == "retry at 2026-01-02T03:05:05.000Z after 1 faults"
-    assert why_waiting(task(cancel_requested=True), [], [able], NOW) == "is being cancelled"
-    assert why_waiting(task("RUNNING"), [], [able], NOW) == ""
+    assert why(retry, [retry], [able]) == "retry at 2026-01-02T03:05:05.000Z after 1 faults"
+    assert why(task(cancel_requested=True), [], [able]) == "is being cancelled"
+    assert why(task("RUNNING"), [], [able]) == ""
     new = task(admitted_id=ObjectId())
     assert state(new) == "NEW"
-    assert why_waiting(new, [], [], NOW) == "no worker is alive to admit it"
-    assert why_waiting(new, [], [able], NOW) == "not looked at yet"
+    assert why(new, [], []) == "no worker is alive to admit it"
+    assert why(new, [], [able]) == "not looked at yet"
 
 
 def test_nothing_of_a_document_controls_the_terminal() -> None:
@@ -198,8 +208,10 @@ def test_nothing_of_a_document_controls_the_terminal() -> None:
     console = Console(width=200, record=True, file=None, stderr=True)
     fields = {"param_request": {"model_name": evil}, "error": {"kind": evil, "message": evil}, "dataset": evil}
     for shown in (
-        tasks_table([task("FAILED", **fields), {"task_id": evil, "param_request": evil, "error": evil}], [], []),
-        task_table(task("FAILED", **fields, history=[{"status": evil, "at": NOW}]), [], []),
+        tasks_table(
+            [task("FAILED", **fields), {"task_id": evil, "param_request": evil, "error": evil}], [], [], waiting=0
+        ),
+        task_table(task("FAILED", **fields, history=[{"status": evil, "at": NOW}]), [], [], waiting=0),
         table(("A",), [[evil]]),
     ):
         console.print(shown)
@@ -219,8 +231,8 @@ def test_documents_of_any_shape_can_be_shown() -> None:
         new = task() | dict.fromkeys(clients + services, junk) | {"admitted_id": junk}
         rejected = task("REJECTED", history=[]) | dict.fromkeys(clients, junk)
         for document in (new, rejected):
-            console.print(tasks_table([document], queue_of([document, task()]), workers))
-            console.print(task_table(document, [], workers))
+            console.print(tasks_table([document], [document, task()], workers, waiting=2))
+            console.print(task_table(document, [], workers, waiting=0))
             console.print(progress_text(document), outcome_text(document))
     assert "REJECTED" in console.export_text()
 

@@ -1,10 +1,13 @@
 """A stored log line is JSON of bounded length, whatever was logged."""
 
+import io
 import json
 from typing import Any
 
 import pytest
+import structlog
 
+from service import logs
 from service.log_lines import json_line, stored_line
 
 LINE = {"event": "child output", "level": "info", "timestamp": "2026-01-02T03:04:05Z", "task_id": "1", "attempt": 1}
@@ -69,3 +72,23 @@ def test_a_short_line_is_untouched() -> None:
         "map": 0.5,
         "devices": ["cpu"],
     }
+
+
+class _Full(io.StringIO):
+    """As stderr is on a full disk, or where its reader is gone."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_stream_that_fails_ends_nobody() -> None:
+    """What says something to it goes on; what is said about a task is kept for the database all the same."""
+    story = logs.Story()
+    before = structlog.get_config()
+    try:
+        logs.configure("json", "info", mask=str, story=story, stream=_Full())
+        story.open("1")
+        structlog.get_logger().info("task claimed", task_id="1")
+        assert "task claimed" in story.close("1")[0]
+    finally:
+        structlog.configure(**before)

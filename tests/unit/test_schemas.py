@@ -23,7 +23,7 @@ from schemas.enums import (
 from schemas.message import MIN_IMAGES_FOR_VALIDATION, RequestMessage, choose_validation, from_coco, to_coco
 from schemas.numbers import DOUBLE_EXACT_MAX, INT64_MAX, UINT64_MAX, bson_uint64, whole_number
 from schemas.params import ParamClass, ParamError, check_params, split_model_name, stored_params
-from schemas.task import TaskRequest, object_id
+from schemas.task import TaskRequest, object_id, same
 
 # ---- names, values, defaults
 
@@ -493,3 +493,12 @@ def test_twenty_images_are_enough_for_validation_and_nineteen_are_not() -> None:
     assert not choose_validation(images[:19])
     many = [(number, 1) for number in range(1, 201)]
     assert choose_validation(many, 0) != choose_validation(many, 1)
+
+
+def test_what_no_bson_can_be_made_of_is_the_same_as_nothing_else() -> None:
+    """An `_id` that a driver cannot write again as it stands there."""
+    key = object()
+    assert same(key, key)
+    assert not same(key, ObjectId())
+    assert not same(1, key)
+    assert same(float("nan"), float("nan"))

@@ -200,6 +200,23 @@ def test_without_validation_images_the_last_averaged_weights_are_kept(tmp_path: 
     assert any("no validation images" in event.message for event in events if isinstance(event, Note))
 
 
+def test_validation_images_without_labels_are_not_trained_on(tmp_path: Path) -> None:
+    """What they show would be learnt as background. That no size is recorded of images is said too."""
+    job = make_job(tmp_path, 5, max_num_iters=1, batch_size=2, model_scope="NORMAL")
+    document = json.loads(job.message.read_text())
+    document["instance_info"] = [row for row in document["instance_info"] if row["image_id"] != 4]
+    document["image_info"][0] |= {"width": 0, "height": 0}
+    job.message.write_text(json.dumps(document))
+    code, events, err = run(write_job(tmp_path, job))
+    assert code == 0, err
+    trained = events[-1]
+    assert isinstance(trained, Trained)
+    assert (trained.metrics.on, trained.images.used) == ("train", 4)
+    notes = " ".join(event.message for event in events if isinstance(event, Note))
+    assert "no validation images with labels to measure by" in notes
+    assert "1 images have no recorded size" in notes
+
+
 def failure(tmp_path: Path, job: Job) -> Failed:
     code, events, err = run(write_job(tmp_path, job))
     assert code == 1, err
@@ -222,6 +239,15 @@ def test_too_little_left_to_train_on(tmp_path: Path) -> None:
     failed = failure(tmp_path, job)
     assert failed.kind == "data"
     assert "no training image with a labelled box is left: 0 images can be read, 4 cannot" in failed.message
+
+
+def test_nothing_but_difficult_objects(tmp_path: Path) -> None:
+    """There are boxes, and the error says why they are none to train with."""
+    job = make_job(tmp_path, 4)
+    document = json.loads(job.message.read_text())
+    document["instance_info"] = [row | {"difficult": 1} for row in document["instance_info"]]
+    job.message.write_text(json.dumps(document))
+    assert "with a box that is neither a crowd nor difficult is left: 3 images" in failure(tmp_path, job).message
 
 
 def test_a_loss_that_is_not_finite_names_iteration_and_images(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_the_result_names_rows_and_columns() -> None:
     assert metrics.confusion is not None
     assert metrics.model_dump(mode="json")["confusion"] == {
         "iou": 0.5,
-        "threshold": 0.75,
+        "threshold": 0.625,
         "labels": ["scratch", "pit", "background"],
         "counts": [[1, 0, 0], [0, 0, 1], [0, 0, 0]],
     }

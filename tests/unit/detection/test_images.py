@@ -77,6 +77,20 @@ def test_sixteen_bits(tmp_path: Path) -> None:
     assert_is_picture(read_image(tmp_path / "x"))
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_twelve_bits_in_sixteen(tmp_path: Path, suffix: str) -> None:
+    """As cameras write them: the upper eight of the twelve, and not of the sixteen, which are all but black."""
+    (tmp_path / "x").write_bytes(encoded(picture().astype(np.uint16) * 16, suffix))
+    assert_is_picture(read_image(tmp_path / "x", WIDTH, HEIGHT))
+
+
+def test_floats(tmp_path: Path) -> None:
+    """Of a format that has floats only OpenCV's own conversion is taken."""
+    (tmp_path / "x").write_bytes(encoded(picture().astype(np.float32) / 255, ".hdr"))
+    image = read_image(tmp_path / "x", WIDTH, HEIGHT)
+    assert (image.shape, image.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
+
+
 def test_alpha_is_dropped(tmp_path: Path) -> None:
     """A transparent pixel keeps its colour."""
     (tmp_path / "x").write_bytes(encoded(np.dstack([picture(), np.zeros((HEIGHT, WIDTH), np.uint8)]), ".png"))

@@ -235,7 +235,7 @@ def test_common_classes_are_scored_by_name_and_the_others_named(tmp_path: Path, 
     assert metrics.classes_not_in_model == ("other",)
     assert metrics.classes_not_in_data == ()
     # At the best score for both classes, that of `right` in a, `left` in c is false, and `right` in d is missed.
-    assert metrics.threshold == pytest.approx(125 / 255)
+    assert metrics.threshold == pytest.approx((125 + 100) / 2 / 255)
     assert metrics.f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
     assert metrics.confusion is not None
     assert metrics.confusion.labels == ("left", "right", "background")
