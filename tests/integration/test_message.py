@@ -338,6 +338,20 @@ async def test_a_given_message_says_which_images_to_fetch(store: Store, db: Db, 
     ]
 
 
+async def test_of_a_message_of_ours_no_label_is_read(store: Store, db: Db, tmp_path: Path) -> None:
+    """A later attempt wants to know its images: the million labels behind them would take a gigabyte."""
+    db.IMG_INFO.insert_many([image(1), image(2)])
+    db.IMG_LAB_INFO.insert_many([label(1, '],\\n"instance_info": ['), label(2, "a")])
+    await build(store, db, tmp_path)
+    path, refs = tmp_path / "message.json", tmp_path / "refs.jsonl"
+    expected = refs.read_bytes()
+    images, between, _ = path.read_bytes().partition(b'"instance_info"')
+    path.write_bytes(images + between + b": [ no labels at all")
+    refs.unlink()
+    await read_given(store, path, refs)
+    assert refs.read_bytes() == expected
+
+
 @pytest.mark.parametrize(
     "text",
     [
