@@ -37,6 +37,9 @@ from service.web.site import site
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
+#: For each index that a start has to make: one on ten million labels takes minutes.
+_INDEX_SECONDS = 24 * 3600.0
+
 #: Hints that wait for admission; beyond, the stream waits too.
 _HINTS = 1000
 
@@ -57,6 +60,8 @@ def run(settings: Settings, *, once: bool = False) -> int:
         failures = [error for error in errors.exceptions if isinstance(error, StartupError)]
     except* SystemExit:
         log.info("service stopped", reason="SIGTERM before it was ready")
+        # Not after whatever a thread still waits for: the count of the GPUs takes minutes where a driver hangs.
+        os._exit(0)
     for failure in failures:
         log.error("cannot start", reason=str(failure))
     return 2 if failures else 0
@@ -78,7 +83,7 @@ async def serve(settings: Settings, story: logs.Story, once: bool) -> None:
     ) as store:
         try:
             await store.database.check()
-            await store.indexes.create()
+            await store.indexes.create(seconds=_INDEX_SECONDS)
         except StoreError as error:
             raise StartupError(f"MongoDB went away while starting: {brief(error)}") from error
         devices = await find_devices(settings)

@@ -92,11 +92,17 @@ class Dispatcher:
     def free(self) -> dict[str, int]:
         """The devices of each kind that it would claim a task for now.
 
-        None while it rests or drains, once it has had its only task, or where fewer are free than it takes tasks for.
+        None while it rests or drains or runs a task alone, once it has had its only one, or where fewer are free than
+        it takes tasks for.
         """
         free = self._devices.free()
-        over = self._draining or self.resting or (self._once and self._taken)
+        over = self._draining or self.resting or self._alone or (self._once and self._taken)
         return {kind: 0 if over or number < self._min_device_num else number for kind, number in free.items()}
+
+    @property
+    def _alone(self) -> bool:
+        """Whether what runs must have nothing beside it."""
+        return any(attempt.task.runs_alone for attempt in self._attempts)
 
     def wake(self) -> None:
         """There may be a task to claim."""
@@ -164,7 +170,7 @@ class Dispatcher:
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
         while not self._draining and not self.resting and not (self._once and self._taken):
-            if any(attempt.task.runs_alone for attempt in self._attempts):
+            if self._alone:
                 return
             free, idle = await self._claimable(), not self._attempts
             document = await self._store.tasks.claim(self._owner, free, idle=idle, least=self._min_device_num)

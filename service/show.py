@@ -165,7 +165,7 @@ def _of_devices(
         return number(part(worker, "free").get(kind))
 
     if any(free(worker) >= needed for worker in able):
-        return ", and devices are kept free for one before it" if position > 1 else ""
+        return ", and devices are free: about to be claimed, or kept for one before it" if position > 1 else ""
     if not all(part(worker, "free") for worker in able):
         return ""
     if any(free(worker) >= needed for worker in workers):

@@ -65,10 +65,10 @@ class Sweeper:
         self._steps = (
             self._renew,
             self._recover,
+            self.tell_late,
             self._admit_new,
             self._cancel_waiting,
             self._sweep_missed,
-            self.tell_late,
         )
 
     @property

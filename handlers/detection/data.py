@@ -22,6 +22,9 @@ from handlers.detection.errors import DataError, machine_fault  # noqa: E402
 from schemas.message import InstanceInfo, RequestMessage, Split, choose_validation, strata  # noqa: E402
 from schemas.result import MAX_EXAMPLES, ImagesUsed, SkippedImage  # noqa: E402
 
+#: How PNG and TIFF files begin.
+_CAN_HAVE_16_BITS = (b"\x89PNG", b"II*\0", b"MM\0*")
+
 
 class ImageError(Exception):
     """One image cannot be used; the text is the reason, for the client."""
@@ -172,12 +175,11 @@ def read_image(path: Path, width: int = 0, height: int = 0) -> Image:
             raise  # Another attempt may read it: it must not be trained without.
         raise ImageError(f"the file cannot be read: {error.strerror}") from None
     _inspect(data)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-    image = _decode(data, flags)
+    image = _decode(data, cv2.IMREAD_COLOR)
     found = (image.shape[1], image.shape[0])
     recorded = (width, height)
     if width and height and recorded != found:
-        image = _decode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if recorded != (image.shape[1], image.shape[0]):
             raise ImageError(f"the file is {found[0]} x {found[1]} pixels; recorded is {width} x {height}")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), np.uint8)
@@ -215,18 +217,18 @@ def shrink(image: Image, boxes: Boxes, shorter_side: int) -> tuple[Image, Boxes]
 
 def _decode(data: bytes, flags: int) -> Image:
     try:
-        image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         if "PIXELS" in str(error):
             raise ImageError(f"the image has more than {MAX_PIXELS // 1_000_000} megapixels") from None
         raise ImageError(f"the file cannot be decoded: {error.err}") from None
     if image is None:
         raise ImageError("the file is not an image, or a damaged one")
-    if image.dtype == np.uint16:
-        # Of what has 12 bits the high byte would be all but black.
-        image = image >> (4 if image.max() < 1 << 12 else 8)
-    elif image.dtype != np.uint8:
-        return _decode(data, flags & ~cv2.IMREAD_ANYDEPTH)
+    if data.startswith(_CAN_HAVE_16_BITS) and image.max() < 16:
+        # All but black: perhaps 12 bits in 16, of which OpenCV has taken the upper 8 of 16.
+        whole: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_ANYDEPTH)
+        if whole is not None and whole.dtype == np.uint16 and whole.max() < 1 << 12:
+            image = whole >> 4
     return np.asarray(image, np.uint8)
 
 

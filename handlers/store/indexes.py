@@ -1,6 +1,7 @@
 """The indexes that the service needs: made at its start, and again where somebody drops one."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pymongo
@@ -13,9 +14,6 @@ from schemas.version import SCHEMA_VERSION
 
 _DUPLICATE_KEY = 11000
 _UNAUTHORIZED = 13
-
-#: An index on ten million labels takes minutes.
-_BUILD_SECONDS = 24 * 3600.0
 
 CLAIM_INDEX = "claim"
 
@@ -90,15 +88,16 @@ class Indexes:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, *names: str) -> None:
+    async def create(self, *names: str, seconds: float | None = None) -> None:
         """Create what is missing, in these collections or in all.
 
+        Each may take so many `seconds`, or else as long as any operation: then the server gives up what it has built.
         Raises StartupError that names the duplicates which stand against a unique index.
         """
-        if problems := await self.mend(*names):
+        if problems := await self.mend(*names, seconds=seconds):
             raise StartupError("; ".join(problems))
 
-    async def mend(self, *names: str) -> list[str]:
+    async def mend(self, *names: str, seconds: float | None = None) -> list[str]:
         """Create what is missing, as far as it goes; returns why some could not be, and what to do about it."""
         problems = []
         for name in names or INDEXES:
@@ -108,9 +107,7 @@ class Indexes:
                 if _is_there(index, there):
                     continue
                 try:
-                    # The time that other operations have is not for it: the server would end the build with it, and
-                    # each start begin anew.
-                    with pymongo.timeout(_BUILD_SECONDS):
+                    with nullcontext() if seconds is None else pymongo.timeout(seconds):
                         await self._database.call(self._database.collection(name).create_indexes, [index])
                 except OperationFailure as error:
                     problems.append(await self._why_no_index(name, index, error))

@@ -15,6 +15,7 @@ import pymongo
 from handlers.store.database import CODEC, Database, Document
 from handlers.store.expressions import IN_QUEUE_INDEX
 from schemas.enums import DeviceClass, TaskStatus
+from schemas.version import SCHEMA_VERSION
 
 #: Documents of each state that are counted; a count that is so high says "or more".
 AT_MOST = 10_000
@@ -109,7 +110,7 @@ class Queue:
                 seconds = (clock.at - since).total_seconds()
                 which = need.kind, _served(need, workers)
                 oldest[which] = max(oldest.get(which, 0), seconds)
-                if _served(need, workers, "free"):
+                if not group["_id"]["apart"] and _served(need, workers, "free"):
                     claimable[need.kind] = max(claimable.get(need.kind, 0), seconds)
         return QueueState(
             clock=clock,
@@ -130,6 +131,8 @@ class Queue:
     async def _groups(self) -> list[Document]:
         """The waiting tasks by need and by whether they are due. Total, whatever stands in a field."""
         kind = {"$cond": [{"$in": [_KIND, [kind.name for kind in DeviceClass]]}, _KIND, OTHER]}
+        # What waits for a worker that runs nothing else, or for one of a newer version.
+        apart = {"$or": [{"$eq": ["$runs_alone", True]}, {"$gt": ["$schema_version", SCHEMA_VERSION]}]}
         number = {"$convert": {"input": _NUMBER, "to": "int", "onError": 0, "onNull": 0}}
         cursor = await self._db.call(
             self._tasks.aggregate,
@@ -139,7 +142,12 @@ class Queue:
                 {"$set": {"since": {"$ifNull": ["$not_before", "$create_time"]}}},
                 {
                     "$group": {
-                        "_id": {"kind": kind, "number": number, "due": {"$lte": ["$since", "$$NOW"]}},
+                        "_id": {
+                            "kind": kind,
+                            "number": number,
+                            "due": {"$lte": ["$since", "$$NOW"]},
+                            "apart": apart,
+                        },
                         "n": {"$sum": 1},
                         "since": {"$min": "$since"},
                     }

@@ -184,7 +184,7 @@ def test_why_a_task_waits() -> None:
     busy, idle = {**able, "free": {"CPU": 8, "GPU": 1}}, {**able, "free": {"CPU": 8, "GPU": 2}}
     picky = {"_id": "p", "devices": {"GPU": 8}, "free": {"GPU": 8}, "min_device_num": 5}
     assert why(first, queue, [busy, unable]).endswith("in the queue, and no worker has 2 GPU free")
-    assert why(first, queue, [busy, idle]).endswith("in the queue, and devices are kept free for one before it")
+    assert why(first, queue, [busy, idle]).endswith("devices are free: about to be claimed, or kept for one before it")
     assert why(urgent, queue, [busy, idle]) == "position 1 of 3 in the queue"
     assert why(first, queue, [busy, picky]).endswith("take no task for 2 (DLTASK_MIN_DEVICE_NUM)")
     assert why(first, queue, [unable]) == "needs 2 GPU; no live worker has them"

@@ -84,6 +84,15 @@ def test_twelve_bits_in_sixteen(tmp_path: Path, suffix: str) -> None:
     assert_is_picture(read_image(tmp_path / "x", WIDTH, HEIGHT))
 
 
+@pytest.mark.parametrize("highest", [15, 16, 200])
+def test_a_dark_image_of_sixteen_bits(tmp_path: Path, highest: int) -> None:
+    """From 4096 on all sixteen bits are meant, however few the upper eight are."""
+    image = np.full((HEIGHT, WIDTH), highest << 8 | 0xFF, np.uint16)
+    (tmp_path / "x").write_bytes(encoded(image, ".png"))
+    expected = (highest << 8 | 0xFF) >> (4 if highest == 15 else 8)
+    assert (read_image(tmp_path / "x") == expected).all()
+
+
 def test_floats(tmp_path: Path) -> None:
     """Of a format that has floats only OpenCV's own conversion is taken."""
     (tmp_path / "x").write_bytes(encoded(picture().astype(np.float32) / 255, ".hdr"))
