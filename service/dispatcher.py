@@ -96,13 +96,13 @@ class Dispatcher:
         it takes tasks for.
         """
         free = self._devices.free()
-        over = self._draining or self.resting or self._alone or (self._once and self._taken)
-        return {kind: 0 if over or number < self._min_device_num else number for kind, number in free.items()}
+        return {kind: number if self._claims and number >= self._min_device_num else 0 for kind, number in free.items()}
 
     @property
-    def _alone(self) -> bool:
-        """Whether what runs must have nothing beside it."""
-        return any(attempt.task.runs_alone for attempt in self._attempts)
+    def _claims(self) -> bool:
+        """Whether it would claim anything now, if it had the devices."""
+        alone = any(attempt.task.runs_alone for attempt in self._attempts)
+        return not (self._draining or self.resting or alone or (self._once and self._taken))
 
     def wake(self) -> None:
         """There may be a task to claim."""
@@ -169,9 +169,7 @@ class Dispatcher:
                 await self._start(attempts, document)
 
     async def _claim_all(self, attempts: TaskGroup) -> None:
-        while not self._draining and not self.resting and not (self._once and self._taken):
-            if self._alone:
-                return
+        while self._claims:
             free, idle = await self._claimable(), not self._attempts
             document = await self._store.tasks.claim(self._owner, free, idle=idle, least=self._min_device_num)
             if document is None:

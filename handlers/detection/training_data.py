@@ -75,7 +75,11 @@ def load_data(
     val = [sample for sample in val if sample.mongodb_id not in bad]
     if not measurable([sample.boxes for sample in train]):
         example = f", e.g. {skipped[0].img_id}: {skipped[0].reason}" if skipped else ""
-        none = "a box that is neither a crowd nor difficult" if any(map(_boxes, train)) else "a labelled box"
+        none = (
+            "a box that is neither a crowd nor difficult"
+            if any(len(sample.boxes) for sample in train)
+            else "a labelled box"
+        )
         raise DataError(
             f"no training image with {none} is left: {len(train)} images can be read, {len(skipped)} cannot{example}",
             "img_mongodb_ids",
@@ -90,10 +94,6 @@ def load_data(
     sizes = sizes[np.lexsort(sizes.T)]
     class_names = tuple(known.name for known in message.class_info)
     return TrainingData(message, class_names, train, val, skipped, sizes, fingerprints)
-
-
-def _boxes(sample: Sample) -> int:
-    return len(sample.boxes)
 
 
 def _object_sizes(samples: Sequence[Sample], store: ImageStore) -> Floats:
