@@ -49,8 +49,7 @@ def expand(
     # Scaling rounds: a box at the border can end outside, and a sliver can vanish.
     xyxy = (boxes.xyxy * np.array([size / width, size / height] * 2, np.float32)).clip(0, size)
     boxes = boxes.moved(xyxy).select((xyxy[:, 2:] - xyxy[:, :2]).min(axis=1) > 0)
-    # A window of just this size is still a view of the whole image.
-    image = np.ascontiguousarray(fit(image, size))
+    image = fit(image, size)
     for operation, change in PHOTOMETRIC.items():
         if operation in chosen:
             image = change(image, random)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn import make_job, message
+from PIL import Image as PilImage
 
 from handlers.detection.boxes import make_boxes
 from handlers.detection.data import fit, image_paths, load_samples, read_message, separate_validation, shrink
@@ -98,6 +99,20 @@ def test_no_line_of_a_tested_image_is_lost(shape: tuple[int, int]) -> None:
         image = np.zeros((height, width, 3), np.uint8)
         image[:, column] = 255
         assert fit(image, 64).mean() * width > 0.5 * 255
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (640, 300), (100, 33), (3, 500)])
+def test_images_are_stretched_as_pillow_does(shape: tuple[int, int]) -> None:
+    """With `BILINEAR`, as the page on the ONNX file says; so is a mirrored view that cannot be written to."""
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    expected = np.asarray(PilImage.fromarray(image).resize((96, 96), PilImage.Resampling.BILINEAR))
+    view = np.ascontiguousarray(image[:, ::-1])[:, ::-1]
+    view.setflags(write=False)
+    for given in (image, view):
+        stretched = fit(given, 96)
+        assert stretched.dtype == np.uint8
+        assert stretched.flags.c_contiguous
+        assert np.abs(stretched.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 100_000), (100_000, 1), (3, 129), (7, 64)])
