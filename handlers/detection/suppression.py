@@ -132,19 +132,20 @@ def _append_vote(nodes: _Nodes, predictions: int) -> str:
     kept_class = add("Unsqueeze", ["class_row", "last_axis"], "kept_class")
     weights = add("GatherND", [by_class, kept_class], "voter_weights", batch_dims=1)  # [N, D, V]
 
-    halves = constant("corner_sizes", [2, 2])
-    # [N, D, 1, 2] and [N, 1, V, 2]
-    ours = add("Unsqueeze", ["kept_boxes", constant("voter_axis", [2])], "kept_wide")
-    theirs = add("Unsqueeze", [boxes, "class_axis"], "voter_wide")
-    add("Split", [ours, halves], "kept_low", "kept_high", axis=3)
-    add("Split", [theirs, halves], "voter_low", "voter_high", axis=3)
-    low = add("Max", ["kept_low", "voter_low"], "common_low")
-    high = add("Min", ["kept_high", "voter_high"], "common_high")
-    sides = add("Relu", [add("Sub", [high, low], "common_sides_or_less")], "common_sides")
-    common = add("ReduceProd", [sides, "last_axis"], "common_area", keepdims=0)
-    areas = [
-        add("ReduceProd", [add("Sub", [f"{who}_high", f"{who}_low"], f"{who}_sides"), "last_axis"], area, keepdims=0)
-        for who, area in (("kept", "kept_area"), ("voter", "voter_area"))
+    # A coordinate at a time, [N, D, 1] and [N, 1, V]: ONNX Runtime takes its time over a last axis of two or four.
+    corners = ("left", "top", "right", "bottom")
+    ones = constant("ones", [1] * len(corners))
+    add("Split", ["kept_boxes", ones], *[f"kept_{corner}" for corner in corners], axis=2)
+    by_corner = add("Transpose", [boxes], "voter_corners", perm=[0, 2, 1])
+    add("Split", [by_corner, ones], *[f"voter_{corner}" for corner in corners], axis=1)
+    for low, high, side in (("left", "right", "width"), ("top", "bottom", "height")):
+        add("Max", [f"kept_{low}", f"voter_{low}"], f"common_{low}")
+        add("Min", [f"kept_{high}", f"voter_{high}"], f"common_{high}")
+        add("Relu", [add("Sub", [f"common_{high}", f"common_{low}"], f"common_{side}_or_less")], f"common_{side}")
+        for who in ("kept", "voter"):
+            add("Sub", [f"{who}_{high}", f"{who}_{low}"], f"{who}_{side}")
+    common, *areas = [
+        add("Mul", [f"{who}_width", f"{who}_height"], f"{who}_area") for who in ("common", "kept", "voter")
     ]
     union = add("Sub", [add("Add", areas, "both_areas"), common], "union")
     # Without a division, since a box may have no area.
