@@ -290,6 +290,34 @@ async def test_a_task_changed_by_hand_does_not_stop_the_others(
     assert {task["task_id"]: task["status"] for task in db.DL_TASK.find()} == {1: "FAILED", 2: "PENDING"}
 
 
+async def test_a_storm_of_admissions_leaves_time_for_the_rest(
+    sweeper: Sweeper,
+    store: Store,
+    db: Db,
+    image_ids: list[ObjectId],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sweep takes expired leases back first, and leaves to the next what it cannot admit in ten seconds."""
+    await lose(store, sweeper, db, monkeypatch)
+    clock.now += 2 * QUIET_RENEW_SECONDS
+    db.DL_TASK.insert_many([train_request(number) for number in range(2, 7)])
+    admit, begun_with = sweeper.admit, []
+
+    async def slow(key: Any) -> None:
+        begun_with.append((db.DL_TASK.find_one({"task_id": 1}) or {})["status"])
+        clock.now += 6
+        await admit(key)
+
+    monkeypatch.setattr(sweeper, "admit", slow)
+    admitted = []
+    for _ in range(3):
+        await run_once(sweeper, monkeypatch)
+        admitted.append(db.DL_TASK.count_documents({"task_id": {"$gt": 1}, "status": "PENDING"}))
+    assert admitted == [2, 4, 5]
+    assert begun_with == ["PENDING"] * 5
+
+
 def begin_to_end(db: Db, task_id: int) -> ClientSession:
     """What a worker leaves that is killed in the middle of the transaction that ends its task: it goes on."""
     session = db.client.start_session()
