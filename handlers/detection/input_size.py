@@ -40,6 +40,7 @@ def suited_size(named: int, scope: ModelScopeClass, message: RequestMessage) -> 
     typical = median(of_classes) if of_classes else 0.0
     if typical == 0:
         return named
-    largest = max(max(image.width, image.height) for image in images.values())
-    wanted = min(_OBJECT_SIDE / typical, _MOST_TIMES * named, largest)
+    # Of the image in the middle: one stray photograph must not make all others four times as much work.
+    there = median(max(image.width, image.height) for image in images.values())
+    wanted = min(_OBJECT_SIDE / typical, _MOST_TIMES * named, there)
     return max(named, -(-int(wanted) // _STEP) * _STEP)

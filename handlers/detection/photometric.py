@@ -17,6 +17,9 @@ from schemas.enums import ExpansionDataClass
 
 Photometric = Callable[[Image, Generator], Image]
 
+#: Mean of an image, 0 … 255, beyond which it is never lit.
+_BRIGHTEST = 245
+
 
 def _looked_up(image: Image, values: NDArray[np.floating]) -> Image:
     """`image` with each value v replaced by values[v], rounded and clipped."""
@@ -121,6 +124,8 @@ def relight(image: Image, random: Generator) -> Image:
     """
     mean = _mean(image)
     brightness, contrast, colour = random.uniform(0.8, 1.2), random.uniform(0.8, 1.2), random.uniform(0.7, 1.3)
+    # Not until what is nearly white is white: what is faint on paper or tiles would be gone, and its label would stay.
+    brightness = min(brightness, max(_BRIGHTEST / max(mean, 1), 1))
     image = _looked_up(image, brightness * (mean + (np.arange(256) - mean) * contrast))
     return np.asarray(cv2.addWeighted(image, colour, _greyscale(image, random), 1 - colour, 0), np.uint8)
 

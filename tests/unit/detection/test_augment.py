@@ -171,3 +171,8 @@ def test_every_training_image_is_lit_anew() -> None:
     assert (lit == lit[..., :1]).all()
     assert (lit != grey).any()
     assert not relight(np.zeros_like(image), np.random.default_rng(0)).any()
+    # What is faint on white paper can be seen in whatever light.
+    paper = np.full((64, 64, 3), 245, np.uint8)
+    paper[20:26, 20:26] = 225
+    seen = [relight(paper, np.random.default_rng(seed)).astype(int) for seed in range(100)]
+    assert min(one[40, 40, 0] - one[22, 22, 0] for one in seen) > 5

@@ -48,6 +48,14 @@ def test_no_more_than_the_images_have() -> None:
     assert size_of(_message(4.0, image=100)) == NAMED
 
 
+def test_one_large_image_does_not_make_all_others_large() -> None:
+    """What there is to see is what the image in the middle has."""
+    few = _message(4.0, image=200)
+    sizes = [few.image_info[0].model_copy(update={"id": number}) for number in (2, 3)]
+    sizes.append(sizes[0].model_copy(update={"id": 4, "width": 4000, "height": 3000}))
+    assert size_of(few.model_copy(update={"image_info": (*few.image_info, *sizes)})) == NAMED
+
+
 def test_what_tells_nothing_does_not_count() -> None:
     """Crowds, images to test on, images of unknown size, fewer than ten objects, and no object at all."""
     assert size_of(_message(4.0, iscrowd=1)) == NAMED
