@@ -32,6 +32,7 @@ from handlers.detection.job import Event, Job, Note, Progress, Started, Tested, 
 from handlers.detection.leaks import leaks, leaks_note
 from handlers.detection.onnx_detector import OnnxDetector
 from handlers.detection.report import draw_samples, measure_and_draw
+from handlers.detection.suppression import crowded_note
 from schemas.message import RequestMessage
 from schemas.result import MAX_EXAMPLES, MAX_NAMES_BYTES, Leaks, Metrics, SkippedImage
 
@@ -62,6 +63,8 @@ def run_test(job: Job, emit: Callable[[Event], None], stopping: Callable[[], boo
         example = f", e.g. image {skipped[0].img_id}: {skipped[0].reason}" if skipped else ""
         raise DataError(f"none of {len(message.image_info)} images can be used{example}", "img_mongodb_ids")
     truths = _match_classes(message, job.model, run)
+    if note := crowded_note(truths.values()):
+        emit(Note(message=note))
     used = [sample for sample in samples if sample.id in run.detections]
     metrics, reports = _measure(message, job.model, used, run, truths, job.out, emit)
     reports |= draw_samples(used, truths, run.detections, job.model.class_names, job.out, job.model.thresholds)

@@ -2,7 +2,7 @@
 graph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
+from handlers.detection.boxes import Boxes
+
 #: Detections an image at most, as COCO evaluates.
 MAX_DETECTIONS = 100
+#: Boxes of a class that may enter suppression (SSD: 400): some twenty answer for an object, and score alike.
+CANDIDATES = 20 * MAX_DETECTIONS
 #: Of two boxes of one class that overlap by more, the lesser is dropped (SSD: 0.45, RetinaNet: 0.5). Things that lie
 #: close together, cells or parts, overlap by more than people in streets.
 NMS_IOU = 0.5
@@ -22,7 +26,15 @@ MIN_SCORE = 0.01
 #: What overlaps a detection by more than this has a say in where its box is.
 VOTE_IOU = 0.5
 #: So many predictions of an image, those with the best scores of whatever class, have a say at all.
-VOTERS = 500
+VOTERS = 20 * MAX_DETECTIONS
+
+
+def crowded_note(images: Iterable[Boxes]) -> str | None:
+    """What to say of labelled `images` that have more objects than can be found; None where none has."""
+    crowded = sum(int(boxes.counted.sum()) > MAX_DETECTIONS for boxes in images)
+    if not crowded:
+        return None
+    return f"images with more than {MAX_DETECTIONS} objects: {crowded}; no more than that are found in one"
 
 
 def best_boxes(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +51,16 @@ def suppress(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`best_boxes` before the vote: each box is as some prediction has it."""
     classes, rows = torch.nonzero(scores > MIN_SCORE, as_tuple=True)
     found = scores[classes, rows]
-    kept = batched_nms(boxes[rows], found, classes, NMS_IOU)[:MAX_DETECTIONS]
+    order = found.argsort(descending=True, stable=True)
+
+    def best(part: Tensor) -> Tensor:
+        return part[batched_nms(boxes[rows[part]], found[part], classes[part], NMS_IOU)[:MAX_DETECTIONS]]
+
+    # What scores less changes nothing about what is kept, so the first mostly tell; all would be quadratic, and a
+    # network in its first iterations finds every class everywhere.
+    kept = best(order[:CANDIDATES])
+    if len(kept) < MAX_DETECTIONS and len(order) > CANDIDATES:
+        kept = best(order)
     return boxes[rows[kept]], classes[kept] + 1, found[kept]
 
 
@@ -58,8 +79,8 @@ def vote(kept: Tensor, class_ids: Tensor, boxes: Tensor, scores: Tensor) -> Tens
     weights = scores[class_ids - 1]
     weights = torch.where((box_iou(kept, boxes) > VOTE_IOU) & (weights > MIN_SCORE), weights, 0.0)
     total = weights.sum(dim=1, keepdim=True)
-    # A box without an area overlaps nothing, itself included.
-    return torch.where(total > 0, weights @ boxes / total, kept)
+    # A mean of many ones can be a little more than one. A box without an area overlaps nothing, itself included.
+    return torch.where(total > 0, (weights @ boxes / total).clamp(0, 1), kept)
 
 
 class _Nodes:
@@ -154,5 +175,6 @@ def _append_vote(nodes: _Nodes, predictions: int) -> str:
     real = add("Greater", [weights, "nms_score"], "real")
     votes = add("Where", [add("And", [near, real], "voting"), weights, "no_score"], "votes")
     total = add("ReduceSum", [votes, "last_axis"], "all_votes", keepdims=1)
-    mean = add("Div", [add("MatMul", [votes, boxes], "vote_sum"), total], "vote_mean")
+    mean = add("Div", [add("MatMul", [votes, boxes], "vote_sum"), total], "vote_mean_or_more")
+    mean = add("Clip", [mean, "no_score", constant("most", 1.0, np.float32)], "vote_mean")
     return add("Where", [add("Greater", [total, "no_score"], "voted"), mean, "kept_boxes"], "voted_boxes")

@@ -37,6 +37,7 @@ from handlers.detection.ranks import Ranks
 from handlers.detection.report import draw_samples, measure_and_draw
 from handlers.detection.reporter import Reporter
 from handlers.detection.snapshot import Best, Identity, TrainingState, read_snapshot, write_snapshot
+from handlers.detection.suppression import crowded_note
 from handlers.detection.training_data import TrainingData, load_data
 from schemas.enums import ExpansionDataClass, ModelScopeClass
 from schemas.params import ParamClass, check_params
@@ -88,6 +89,8 @@ def train(job: Job, emit: Emit, stopping: Stopping, ranks: Ranks) -> Trained | N
             emit(Note(message=f"{none}: the last averaged weights are kept, measured on training images"))
             if job.patience is not None:
                 emit(Note(message=f"{none}: patience has no effect"))
+        if note := crowded_note(sample.boxes for sample in data.train + data.val):
+            emit(Note(message=note))
         batch_size = _batch_size(params, ranks, emit)
         share = ranks.share(batch_size)
         check_memory(len(share), input_size)

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from handlers.detection.boxes import Floats
+from handlers.detection.suppression import CANDIDATES
 from handlers.detection.targets import Assign, Targets
-
-#: Boxes of a class that may enter non-maximum suppression (SSD: 400).
-CANDIDATES = 400
 
 #: What `forward` gives: its tensors are the network's own affair.
 Outputs = tuple[Tensor, ...]

@@ -17,14 +17,15 @@ from drawn import draw
 from handlers.detection import export as exporting
 from handlers.detection import suppression
 from handlers.detection.batch_norm import calibrate_batch_norm
+from handlers.detection.boxes import make_boxes
 from handlers.detection.data import fit
 from handlers.detection.errors import machine_fault
 from handlers.detection.export import export
 from handlers.detection.export_check import ExportMismatch, check_export
 from handlers.detection.networks import NETWORKS
-from handlers.detection.networks.base import Detector, Network
+from handlers.detection.networks.base import Detector, Network, only_candidates
 from handlers.detection.networks.ssd import mobilenet_v2_ssd
-from handlers.detection.suppression import MIN_SCORE, best_boxes
+from handlers.detection.suppression import MAX_DETECTIONS, MIN_SCORE, best_boxes, crowded_note, suppress
 from handlers.detection.weights import RANDOM_START, ImageNet, imagenet_weights
 from schemas.enums import ModelScopeClass
 from schemas.networks import NETWORKS as ADMITTED_NETWORKS
@@ -108,6 +109,48 @@ def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
     _, class_ids, kept = best_boxes(boxes, scores)
     assert class_ids.tolist() == [1, 2]
     assert kept.tolist() == pytest.approx([0.9, 0.7])
+
+
+def crowd(objects: int, boxes_each: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes [A, 4] and scores [1, A] of so many objects side by side, each with all its boxes better than the next."""
+    corner = torch.arange(objects) / objects
+    spread = torch.linspace(0, 0.1 / objects, boxes_each)
+    left = (corner[:, None] + spread).flatten()
+    boxes = torch.stack([left, torch.zeros_like(left), left + 0.8 / objects, torch.ones_like(left)], dim=1)
+    return boxes, torch.linspace(0.9, 0.1, len(boxes))[None]
+
+
+def test_each_of_many_objects_is_found_and_voted_on() -> None:
+    """As many as there can be detections, each with some twenty boxes that score alike; beyond that, the best."""
+    for objects in (MAX_DETECTIONS, MAX_DETECTIONS + 20):
+        boxes, scores = crowd(objects, 20)
+        voted, _, _ = best_boxes(boxes, only_candidates(scores[None])[0])
+        assert len(voted) == MAX_DETECTIONS
+        # Not as the first of its boxes has it, but to the middle of them.
+        moved = voted[:, 0] * objects - torch.arange(MAX_DETECTIONS)
+        assert moved.min() > 0.03
+
+
+def test_suppression_of_part_of_the_boxes_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the first are enough or not: what is kept is what is kept of all."""
+    generator = torch.Generator().manual_seed(1)
+    for side in (0.02, 0.5):
+        corners = torch.rand(3000, 2, generator=generator)
+        boxes = torch.cat([corners, corners + side], dim=1)
+        scores = torch.rand(2, 3000, generator=generator)
+        found = suppress(boxes, scores)
+        with monkeypatch.context() as patch:
+            patch.setattr(suppression, "CANDIDATES", 10**9)
+            whole = suppress(boxes, scores)
+        assert (len(found[0]) < MAX_DETECTIONS) == (side == 0.5)
+        assert all(torch.equal(one, other) for one, other in zip(found, whole, strict=True))
+
+
+def test_crowded_images_are_told_of() -> None:
+    boxes = make_boxes([((0.0, 0.0, 9.0, 9.0), 1, False)] * MAX_DETECTIONS)
+    assert crowded_note([boxes, boxes]) is None
+    more = make_boxes([((0.0, 0.0, 9.0, 9.0), 1, False)] * (MAX_DETECTIONS + 1))
+    assert crowded_note([boxes, more]) == "images with more than 100 objects: 1; no more than that are found in one"
 
 
 def test_a_box_is_voted_on_by_those_of_its_class_that_overlap_it() -> None:
