@@ -305,7 +305,8 @@ def _box(label: Document) -> Sequence[float] | str:
         x, y, w, h = bbox
         if type(x) is type(y) is type(w) is type(h) is float and w > 0 < w * h < math.inf and math.isfinite(x + y):
             return bbox
-    if not isinstance(name, str) or not name:
+    # Not what merely derives from it: BSON has code as a text of its own, which no dictionary takes.
+    if type(name) is not str or not name:
         return f"class_name is {name!r}"[:100]
     if len(name) > _NAME_LENGTH:
         return f"class_name has {len(name)} characters; expected at most {_NAME_LENGTH}"

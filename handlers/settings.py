@@ -13,7 +13,11 @@ class DatabaseSettings(BaseSettings):
 
     # An error of one field is shown with all that was given, the URI too, unless it is shown without anything.
     model_config = SettingsConfigDict(
-        env_prefix="DLTASK_", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+        env_prefix="DLTASK_",
+        frozen=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     #: Where MongoDB is; a replica set, since change streams need one. A secret: it may hold a password.

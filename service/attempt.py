@@ -44,6 +44,9 @@ QUIET_RENEW_SECONDS = 10.0
 #: How often the server may refuse what an attempt needs of it before its refusal is taken for an answer.
 _REFUSALS = 5
 
+#: Seconds that a child has to be gone once it has closed its output, however short the grace.
+_EXIT_SECONDS = 5.0
+
 #: Notes kept for the result, and measurements that wait to be stored: a child gone wild makes more.
 _MAX_NOTES = 50
 _MAX_MEASURED = 10_000
@@ -234,13 +237,21 @@ class Attempt:
                         self._patience.deadline = anyio.current_time() + self._silence_seconds
         except TimeoutError:
             child.kill()
-            if self._ending is None:
+            if self._ending is None and self._outcome is None:
                 raise TemporaryError("hung", f"the child made no progress for {self._silence_seconds:g} s") from None
             log.warning("child killed", grace_seconds=self._grace_seconds)
-        code = await child.wait()
+        code: int | None = None
+        grace = max(self._grace_seconds, _EXIT_SECONDS)
+        with anyio.move_on_after(grace):
+            code = await child.wait()
+        if code is None:
+            # It has said all that it will say, and hangs on its way out. Who closes it makes sure that it is gone.
+            child.kill()
+            log.warning("child killed", grace_seconds=grace)
         if self._outcome is None and self._ending is None:
             last = child.last_words[-1] if child.last_words else "it said nothing"
-            raise TemporaryError("child_died", f"the child ended with {_exit(code)}: {last}")
+            how = f"did not end in {grace:g} s" if code is None else f"ended with {_exit(code)}"
+            raise TemporaryError("child_died", f"the child {how}: {last}")
 
     def _has_moved(self, event: child_job.Event) -> bool:
         """Whether the attempt has got further: a hung child can go on talking, from another of its threads."""
@@ -295,7 +306,7 @@ class Attempt:
             for old in self._snapshots[:-2]:
                 await bucket.delete(old)
             del self._snapshots[:-2]
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             # Training goes on: a later snapshot will do, and the lease lives longer than most outages.
             log.warning("snapshot not stored", iteration=snapshot.iteration, reason=brief(error))
         finally:
@@ -413,12 +424,19 @@ class Attempt:
         Raises LostTask, and StoreError once the server has refused it again and again.
         """
 
+        refusals = 0
+
+        def given_up(state: RetryCallState) -> bool:
+            nonlocal refusals
+            refusals = refusals + 1 if refused(_failure(state)) else 0
+            return refusals >= _REFUSALS
+
         async def once() -> T:  # tenacity awaits only what it sees to be a coroutine function, which a lambda is not
             return await operation()
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(StoreError),
-            stop=lambda state: state.attempt_number >= _REFUSALS and refused(_failure(state)),
+            stop=given_up,
             reraise=True,
             wait=wait_exponential_jitter(initial=0.5, max=10),
             sleep=anyio.sleep,

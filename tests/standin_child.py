@@ -87,6 +87,15 @@ def poison() -> None:
     time.sleep(600)
 
 
+def linger() -> None:
+    """Close all that the worker reads, and hang at the way out."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stdout.flush()
+    os.close(1)
+    os.close(2)
+    time.sleep(600)
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "bug": lambda: die("bug"),
     "chatter": chatter,
@@ -119,7 +128,10 @@ def main() -> int:
         with Path(log).open("a") as out:
             out.write(json.dumps({"pid": os.getpid(), "env": dict(os.environ), "job": job}) + "\n")
     try:
-        return run(job, fault, stopping)
+        code = run(job, fault, stopping)
+        if fault == "linger":
+            linger()
+        return code
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

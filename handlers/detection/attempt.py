@@ -14,7 +14,7 @@ import handlers.detection.data  # noqa: F401  # isort: skip
 import cv2
 import torch
 
-from handlers.detection.devices import is_out_of_memory, keep_freed_memory, open_device
+from handlers.detection.devices import is_device_fault, is_out_of_memory, keep_freed_memory, open_device
 from handlers.detection.errors import (
     DataError,
     LossError,
@@ -25,7 +25,7 @@ from handlers.detection.errors import (
 )
 from handlers.detection.job import EVENT, Event, Failed, Job, Stopped
 from handlers.detection.predict import run_test
-from handlers.detection.ranks import Ranks, join, launch, leave
+from handlers.detection.ranks import Ranks, is_lost_peer, join, launch, leave
 from handlers.detection.train import train
 
 Emit = Callable[[Event], None]
@@ -79,7 +79,9 @@ def _run_ranks(path: Path, job: Job, emit: Emit, stop: threading.Event) -> bool:
     (job.out / _STOP_FILE).unlink(missing_ok=True)
     well = launch(len(job.devices), run_rank, (path,), job.out, copy, watch)
     if not ended:
-        raise RuntimeError("a rank died without a word")
+        # Killed, or crashed: the worker sees a child that died, and tries again.
+        print("a rank died without a word", file=sys.stderr)
+        return False
     return well and ended[0].event != "failed"
 
 
@@ -101,13 +103,19 @@ def run_rank(fifo: str, path: Path) -> None:
         rank = int(os.environ["LOCAL_RANK"])
         # Each would take all cores otherwise.
         torch.set_num_threads(max(1, torch.get_num_threads() // len(job.devices)))
-        ranks = join(open_device(job.devices[rank]))
+        device = open_device(job.devices[rank])
         try:
-            trained = train(job, emit, lambda: stop.is_set() or stop_file.exists(), ranks)
+            trained = train(job, emit, lambda: stop.is_set() or stop_file.exists(), join(device))
         except StoppedEarly:
             if rank == 0:
                 raise
             return True  # Rank 0 says it, once its snapshot is written.
+        except RuntimeError as error:
+            if not is_lost_peer(error):
+                raise
+            # What became of the other one, it says itself, or can no longer say.
+            traceback.print_exc()
+            return False
         finally:
             leave()
         if trained is not None:
@@ -146,6 +154,8 @@ def _failed(error: Exception) -> Failed:
         return Failed(kind="snapshot", message=message)
     if isinstance(error, OutOfMemory) or is_out_of_memory(error):
         return Failed(kind="memory", message=message)
+    if is_device_fault(error):
+        return Failed(kind="machine", message=message)
     return Failed(kind="bug", message=f"{type(error).__name__}: {message}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from handlers.detection.errors import OutOfMemory
+from handlers.detection.errors import DeviceError, OutOfMemory
 
 #: Bytes of decoded images that a training keeps in memory, over all its ranks: at most, and as a share of all memory.
 _STORE_BYTES, _STORE_SHARE = 1 << 30, 1 / 16
@@ -23,10 +23,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def open_device(name: str) -> torch.device:
-    """The device `name` (`cpu`, `cuda:1`), ready for this process. Raises RuntimeError where it cannot be used."""
+    """The device `name` (`cpu`, `cuda:1`), ready for this process. Raises DeviceError where it cannot be used."""
     device = torch.device(name)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        try:
+            torch.cuda.set_device(device)
+        except (RuntimeError, AssertionError) as error:  # no driver, no such device, torch without CUDA, …
+            raise DeviceError(f"{name} cannot be used: {error}") from error
         # Every batch has one size, so trying out the fastest convolution once pays.
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -100,3 +103,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     told = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether `error` says that the device failed: it fell off the bus, its memory is damaged, a driver was changed, …
+
+    An assertion in a kernel is none: that is what wrong indices from our side end in.
+    """
+    accelerator = isinstance(error, torch.AcceleratorError) and "device-side assert" not in str(error)
+    return accelerator or isinstance(error, DeviceError)

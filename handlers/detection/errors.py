@@ -30,6 +30,10 @@ class LossError(Exception):
     """The loss is not finite; the message names the iteration and the images."""
 
 
+class DeviceError(RuntimeError):
+    """The device of this machine cannot be used, or no longer; another worker's may do."""
+
+
 class OutOfMemory(Exception):
     """The device has too little memory for a batch."""
 

@@ -12,7 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from handlers.detection.boxes import Detections, Image
 from handlers.detection.data import fit
-from handlers.detection.errors import DataError, OutOfMemory
+from handlers.detection.errors import DataError, DeviceError, OutOfMemory
 
 #: What a model must be like: name, type and rank of each.
 _INPUT = {"images": ("tensor(uint8)", 4)}
@@ -40,7 +40,7 @@ class OnnxDetector:
     def __init__(self, onnx: Path, class_names: Sequence[str], input_size: int, device: str) -> None:
         """`device` is a torch name, `cpu` or `cuda:0`.
 
-        Raises DataError for a file that is no such model, and RuntimeError where `device` is not what would run.
+        Raises DataError for a file that is no such model, and DeviceError where `device` is not what would run.
         """
         self.class_names = tuple(class_names)
         self.input_size = input_size
@@ -113,9 +113,9 @@ def _session(onnx: Path, device: str) -> Any:
         raise DataError(f"{onnx.name} is not a model that can be loaded: {error}", "model_name") from None
     except _OTHER_ERRORS as error:
         if kind == "cuda":
-            raise RuntimeError(f"onnxruntime cannot use {device}: {error}") from None
+            raise DeviceError(f"onnxruntime cannot use {device}: {error}") from None
         raise DataError(f"{onnx.name} is not a model that can be loaded: {error}", "model_name") from None
     if kind == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         # Where the provider's library does not load, there is no error at all.
-        raise RuntimeError(f"onnxruntime cannot use {device}; it has {', '.join(session.get_providers())}")
+        raise DeviceError(f"onnxruntime cannot use {device}; it has {', '.join(session.get_providers())}")
     return session

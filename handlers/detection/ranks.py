@@ -76,8 +76,14 @@ def join(device: torch.device) -> Ranks:
 
 
 def leave() -> None:
-    """Close the connections to the other ranks."""
-    dist.destroy_process_group()
+    """Close the connections to the other ranks, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether `error` says that another rank no longer answers. Those of gloo have no class of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def launch(

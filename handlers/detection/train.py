@@ -20,7 +20,7 @@ from handlers.detection.devices import (
     open_device,
     reader_threads,
 )
-from handlers.detection.errors import StoppedEarly
+from handlers.detection.errors import DeviceError, StoppedEarly
 from handlers.detection.evaluate import average_precision, measurable
 from handlers.detection.export import add_facts, export
 from handlers.detection.export_check import check_export
@@ -315,7 +315,7 @@ def _lost(batches: Batches, ranks: Ranks) -> list[SkippedImage]:
 def _detector(onnx: Path, class_names: Sequence[str], input_size: int, device: str, emit: Emit) -> OnnxDetector:
     try:
         return OnnxDetector(onnx, class_names, input_size, device)
-    except RuntimeError as error:
+    except DeviceError as error:
         # The training is done and good; only its measurement takes longer.
         emit(Note(message=f"the exported model is measured on the CPU: {error}"))
         return OnnxDetector(onnx, class_names, input_size, "cpu")

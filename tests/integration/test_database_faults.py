@@ -94,6 +94,15 @@ def test_a_child_that_talks_and_gets_no_further_is_hung(db: Db, serve: Serve, im
     assert ended(db, 2)["status"] == "SUCCEEDED"
 
 
+def test_a_child_that_hangs_on_its_way_out_has_done_its_work(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
+    """What it made is kept, and the next task has its devices."""
+    serve(grace_seconds=1)
+    for number in (1, 2):
+        db.DL_TASK.insert_one(train_request(number, model_name="linger"))
+    for number in (1, 2):
+        assert ended(db, number, seconds=60)["status"] == "SUCCEEDED"
+
+
 def test_a_lease_of_any_length_is_renewed_in_time(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
     """Without progress too: a short lease loses no task of a healthy owner to another worker."""
     for _ in range(2):

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import orjson
 import pytest
-from bson import Decimal128, Int64, ObjectId
+from bson import Code, Decimal128, Int64, ObjectId
 from pymongo.database import Database
 
 from handlers.errors import PermanentError
@@ -156,6 +156,7 @@ BAD_LABELS: list[dict[str, Any]] = [
     label(1, class_name=""),
     label(1, class_name=None),
     label(1, class_name=5),
+    label(1, class_name=Code("cell")),
     {"img_id": image(1)["_id"]},
 ]
 

@@ -16,9 +16,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnxruntime
+import pytest
+import torch
 from corpus import corpus
 from drawn import CLASSES, make_job, parse_events, write_job
 
+from handlers.detection.attempt import _failed
+from handlers.detection.devices import open_device
+from handlers.detection.errors import DeviceError
 from handlers.detection.job import Failed, Job, Measured, Note, Progress, Snapshot, Started, Stopped, Trained
 
 # Under names that pytest does not take for test classes.
@@ -113,6 +118,7 @@ def test_a_training_from_bad_images_to_a_model(tmp_path: Path) -> None:
     assert "begins at 0.001, rises to 0.025 over the first 30 % of 3 iterations" in trained.card.recipe
 
     assert [event.message for event in events if isinstance(event, Note)] == [
+        "images with more than 100 objects: 1; no more than that are found in one",
         "each batch of 4 images is taken in 2 parts, to fit into the device's memory",
         "2 images at once are too few for batch normalisation: it keeps its statistics",
     ]
@@ -274,6 +280,33 @@ def test_a_full_disk_is_the_machines_fault(tmp_path: Path) -> None:
     assert failed.kind == "machine"
     assert "No space left on device" in failed.message
     assert not any(isinstance(event, Snapshot) for event in events)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "machine"),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), "bug"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory"),
+        (DeviceError("cuda:0 cannot be used: No CUDA GPUs are available"), "machine"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "bug"),
+    ],
+    ids=str,
+)
+def test_what_a_failing_device_says(error: Exception, kind: str) -> None:
+    """Is the machine's fault, so that another worker tries; but what wrong indices end in is ours."""
+    assert _failed(error).kind == kind
+
+
+def test_a_device_that_cannot_be_opened_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(device: object) -> None:
+        raise RuntimeError("No CUDA GPUs are available")
+
+    monkeypatch.setattr(torch.cuda, "set_device", gone)
+    with pytest.raises(DeviceError, match=r"cuda:0 cannot be used: No CUDA GPUs are available") as raised:
+        open_device("cuda:0")
+    assert _failed(raised.value).kind == "machine"
 
 
 def test_a_message_that_is_none(tmp_path: Path) -> None:

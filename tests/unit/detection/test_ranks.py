@@ -86,7 +86,7 @@ def test_an_error_in_the_ranks_is_one_failure(tmp_path: Path) -> None:
 
 
 def test_a_killed_rank_ends_the_attempt(tmp_path: Path) -> None:
-    """The others do not wait for it: the attempt fails, and no process is left."""
+    """The others do not wait for it, and no process is left. Nobody calls it a bug: a child that died is retried."""
     job = make_job(tmp_path, devices=TWO, max_num_iters=100_000)
     with child() as process:
         assert process.stdin is not None
@@ -101,8 +101,7 @@ def test_a_killed_rank_ends_the_attempt(tmp_path: Path) -> None:
         signal.pidfd_send_signal(handles[1], signal.SIGKILL)
         events = parse_events(process.stdout.read())
         assert process.wait() == 1
-    assert isinstance(events[-1], Failed)
-    assert events[-1].kind == "bug"
+    assert not [event for event in events if isinstance(event, Failed | Stopped | Trained)]
     for handle in handles:
         # A pidfd becomes readable when its process ends.
         assert select.select([handle], [], [], 60)[0]
