@@ -1,6 +1,6 @@
 """What others make of the same images: their detectors, their own recipes, as many views of images as ours.
 
-    python benchmarks/accuracy_peers.py torchvision [--datasets bccd dice] [--seeds 1] [--iterations 1000]
+    python benchmarks/accuracy_peers.py torchvision [--datasets bccd dice] [--seeds 1] [--iterations N]
     python benchmarks/accuracy_peers.py ultralytics …
 
 `torchvision`: its SSDLite on MobileNetV2 with the ImageNet weights that ours begins with, trained as its reference
@@ -63,17 +63,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=DATASETS, help="where the data sets are, each a COCO folder")
     parser.add_argument("--datasets", nargs="+", default=["bccd", "dice"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="as many as ours has")
+    parser.add_argument("--iterations", type=int, help="as many as ours has")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     chosen = parser.parse_args()
     for name in chosen.datasets:
-        folder = Folder(chosen.folder / name)
+        folder, iterations = Folder(chosen.folder / name), chosen.iterations or ITERATIONS.get(name, 1000)
         for seed in chosen.seeds:
             begun = time.monotonic()
-            detect = PEERS[chosen.peer](folder, seed, chosen.iterations, _SIZES.get(name, _SIZE))
+            detect = PEERS[chosen.peer](folder, seed, iterations, _SIZES.get(name, _SIZE))
             seconds = time.monotonic() - begun
             row = {"peer": chosen.peer, "dataset": name, "seed": seed, **measured(folder, detect)}
-            keep(row | {"seconds": round(seconds), "iterations": chosen.iterations}, chosen.out)
+            keep(row | {"seconds": round(seconds), "iterations": iterations}, chosen.out)
 
 
 def measured(folder: Folder, detect: Detect) -> Document:
@@ -110,7 +110,8 @@ def torchvision_ssdlite(classes: int, size: int = _SIZE) -> torch.nn.Module:
         (size, size),
         classes + 1,
         head=head,
-        # As its SSDLite, but for the normalisation, which is that of the weights.
+        # As its SSDLite, but for the normalisation, which is that of the weights, and for the least score and the number
+        # of detections, which are ours (0.001 and 300).
         score_thresh=0.01,
         nms_thresh=0.55,
         detections_per_img=100,

@@ -50,7 +50,7 @@ def _has_celery(python: str) -> bool:
 
 
 class Peer:
-    """A Redis server and, once started, a Celery worker; as they come, but for the files that Redis writes."""
+    """A Redis server and, once started, a Celery worker; as they come, but for files and a log."""
 
     def __init__(self, python: str, folder: Path, port: int) -> None:
         self._python = python

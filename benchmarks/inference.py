@@ -7,8 +7,8 @@ evaluates them; a further line is the whole job, with its pictures and report, w
 there are. The floor is a bare onnxruntime session with the same options on the same batches, ready in memory. The peer
 is eager torch: files, network, suppression and the same evaluation, one batch after the other. Further figures:
 torchvision's evaluation loop (PIL, a `DataLoader` with a process for each core, one image at once as in its script, its
-own smaller SSDLite, pycocotools) and OpenCV's DNN on ready batches. The network was trained for `--train` iterations,
-since one that knows nothing finds everything everywhere.
+own smaller SSDLite, pycocotools) and OpenCV's DNN on ready batches. Both networks were trained for `--train`
+iterations, each by its own loop, since one that knows nothing finds everything everywhere.
 """
 
 import argparse
@@ -31,13 +31,14 @@ from accuracy import DATASETS
 from accuracy_peers import torchvision_ssdlite
 from evaluation import by_pycocotools
 from figures import figure, in_turn
-from image_path import BATCH, SIZE, Loader, as_in_a_child, pairs
+from image_path import BATCH, SIZE, Loader, as_in_a_child, pairs, reference_data, reference_loader
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 from steps import Ours as Training
-from steps import new_network, samples_of
+from steps import new_network, samples_of, sgd
+from steps import peer as train_as_torchvision
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional
 
 from handlers.detection import predict
@@ -177,11 +178,14 @@ def main() -> None:
     workers = reader_threads(1)
     loader: Loader = DataLoader(Files(samples), 1, num_workers=workers, collate_fn=pairs, persistent_workers=True)
     next(iter(loader))
+    learning = reference_loader(Subset(reference_data(folder, 1), range(arguments.train * BATCH)), workers)
+    next(iter(learning))
     as_in_a_child()
     class_names = tuple(known.name for known in message.class_info)
     training = Training(samples_of(folder, "train")[1], new_network(len(class_names)))
     training.run(arguments.train)
     network, other = training.network.eval(), torchvision_ssdlite(len(message.class_info))
+    train_as_torchvision(other, sgd(other), learning)
     with tempfile.TemporaryDirectory(prefix="dltask-inference-") as name:
         work = Path(name)
         export(network, class_names, work / "model.onnx")
