@@ -33,7 +33,7 @@ lint: setup  ## ruff, strict mypy, and the layers (import-linter)
 # Each writes its rows into benchmarks/results.json; the last puts them into docs/performance.md.
 BENCHMARKS = reaction first_iteration drain watchers message image_path steps inference evaluation idle growth memory figures
 
-bench: setup  ## how fast it is beside the floor and a peer (a quarter of an hour)
+bench: setup  ## how fast it is beside the floor and a peer (half an hour)
 	@for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; .venv/bin/python benchmarks/$$name.py || exit 1; done
 
 accuracy: setup  ## train and test on real data with default parameters, three seeds each (hours)
