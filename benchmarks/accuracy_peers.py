@@ -110,8 +110,8 @@ def torchvision_ssdlite(classes: int, size: int = _SIZE) -> torch.nn.Module:
         (size, size),
         classes + 1,
         head=head,
-        # As its SSDLite, but for the normalisation, which is that of the weights, and for the least score and the number
-        # of detections, which are ours (0.001 and 300).
+        # As its SSDLite, but for the normalisation, which is that of the weights, and for the least score and how many
+        # detections there are, which are ours (0.001 and 300).
         score_thresh=0.01,
         nms_thresh=0.55,
         detections_per_img=100,
