@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     chosen = parser.parse_args()
     for name in chosen.datasets:
-        folder, iterations = Folder(chosen.folder / name), chosen.iterations or ITERATIONS.get(name, 1000)
+        folder, iterations = Folder(chosen.folder / name), chosen.iterations or ITERATIONS[name]
         for seed in chosen.seeds:
             begun = time.monotonic()
             detect = PEERS[chosen.peer](folder, seed, iterations, _SIZES.get(name, _SIZE))
