@@ -36,11 +36,14 @@ class ImageCache:
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
+        #: Bytes that it holds: as last counted, and what came since.
+        self._bytes = 0
 
     async def fetch(self, store: Store, refs: Path, run_folder: Path) -> Path:
         """Put every image of `refs` (see `handlers.message`) into `run_folder`; returns the list for the child.
 
-        An image that GridFS does not have is listed with the reason. Raises TemporaryError when the disk is full.
+        An image that GridFS does not have is listed with the reason. Raises TemporaryError when the disk is full, after
+        it has forgotten half of what it holds.
         """
         linked = run_folder / "images"
         linked.mkdir()
@@ -53,9 +56,12 @@ class ImageCache:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
+            await self.forget(self._bytes // 2)
             raise TemporaryError(
                 "disk_full", f"no space left in {self._folder} for images; free some or set DLTASK_CACHE_DIR"
             ) from None
+        if self._bytes > self._max_bytes:
+            await self.forget()
         return listing
 
     async def _fetch_batch(self, store: Store, batch: list[dict[str, Any]], linked: Path) -> list[dict[str, Any]]:
@@ -93,15 +99,19 @@ class ImageCache:
                 return {"id": ref["id"], "reason": f"file {ref['file_id']} is missing or damaged in GridFS"}
             try:
                 os.link(here, cached)
+                self._bytes += here.stat().st_size
             except FileExistsError:
                 pass
         return {"id": ref["id"], "path": str(here)}
 
-    async def forget(self) -> int:
-        """Remove the files longest unused until at most `max_bytes` are kept; returns how many were removed."""
-        return await anyio.to_thread.run_sync(self._forget)
+    async def forget(self, max_bytes: int | None = None) -> int:
+        """Remove the files longest unused until at most `max_bytes` are kept, by default what the cache may hold.
 
-    def _forget(self) -> int:
+        Returns how many were removed.
+        """
+        return await anyio.to_thread.run_sync(self._forget, self._max_bytes if max_bytes is None else max_bytes)
+
+    def _forget(self, max_bytes: int) -> int:
         files = []
         for path in self._folder.glob("??/*"):
             try:
@@ -112,11 +122,12 @@ class ImageCache:
         total = sum(size for _, size, _ in files)
         removed = 0
         for _, size, path in sorted(files):
-            if total <= self._max_bytes:
+            if total <= max_bytes:
                 break
             path.unlink(missing_ok=True)
             total -= size
             removed += 1
+        self._bytes = total
         return removed
 
 

@@ -26,7 +26,7 @@ from handlers.store import Store
 from handlers.store.database import Document
 from handlers.store.records import Records
 from schemas.enums import TaskErrorCode
-from schemas.message import MAX_SIDE, SCHEMA_VERSION, choose_validation, strata
+from schemas.message import MAX_CLASS_NAME, MAX_CLASSES, MAX_SIDE, SCHEMA_VERSION, choose_validation, strata
 from schemas.numbers import INT64_MAX
 from schemas.task import Task, object_id
 
@@ -34,10 +34,6 @@ _SKIPS_NAMED = 10
 
 #: What stands between the images and the labels.
 _BETWEEN = b'],\n"instance_info": ['
-
-#: Bounds of what a task's result repeats of its data, so that it fits into the task's document.
-_NAME_LENGTH = 200
-_MAX_CLASSES = 5000
 
 
 @dataclass
@@ -76,8 +72,8 @@ class _Message:
             class_id = classes.get(name)
             if class_id is None:
                 class_id = classes[name] = len(classes) + 1
-                if class_id > _MAX_CLASSES:
-                    raise PermanentError("data", f"the labels have more than {_MAX_CLASSES} classes")
+                if class_id > MAX_CLASSES:
+                    raise PermanentError("data", f"the labels have more than {MAX_CLASSES} classes")
             seen[class_id] += 1
             x, y, w, h = box
             crowd = 1 if label.get("crowd") is True else 0
@@ -300,7 +296,7 @@ def _dataset(records: Records, task: Task) -> AsyncGenerator[list[Document], Non
 def _box(label: Document) -> Sequence[float] | str:
     """Left, top, width and height of a label in pixels, or why no box can be made of it."""
     name, bbox = label.get("class_name"), label.get("bbox")
-    if type(name) is str and 0 < len(name) <= _NAME_LENGTH and type(bbox) is list and len(bbox) == 4:
+    if type(name) is str and 0 < len(name) <= MAX_CLASS_NAME and type(bbox) is list and len(bbox) == 4:
         # What nearly all are, in a third of the time that it takes to say what is wrong with the others.
         x, y, w, h = bbox
         if type(x) is type(y) is type(w) is type(h) is float and w > 0 < w * h < math.inf and math.isfinite(x + y):
@@ -308,8 +304,8 @@ def _box(label: Document) -> Sequence[float] | str:
     # Not what merely derives from it: BSON has code as a text of its own, which no dictionary takes.
     if type(name) is not str or not name:
         return f"class_name is {name!r}"[:100]
-    if len(name) > _NAME_LENGTH:
-        return f"class_name has {len(name)} characters; expected at most {_NAME_LENGTH}"
+    if len(name) > MAX_CLASS_NAME:
+        return f"class_name has {len(name)} characters; expected at most {MAX_CLASS_NAME}"
     if not isinstance(bbox, list) or len(bbox) != 4:
         return f"bbox is {bbox!r}"[:100]
     if not all(isinstance(side, int | float) and not isinstance(side, bool) and math.isfinite(side) for side in bbox):

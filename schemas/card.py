@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.message import MAX_CLASSES
 from schemas.numbers import Count
 
-#: With more classes than these, `boxes` is empty.
-MAX_CLASSES_COUNTED = 5000
 MAX_CARD_BYTES = 120_000
 
 Name = Annotated[str, Field(max_length=200)]
@@ -29,7 +28,7 @@ class TrainingFacts(BaseModel):
     train_images: Count
     val_images: Count
     #: Labelled boxes of each class in the training images, in the order of `class_names`; crowds are not counted.
-    boxes: tuple[Count, ...] = Field(max_length=MAX_CLASSES_COUNTED)
+    boxes: tuple[Count, ...] = Field(max_length=MAX_CLASSES)
     #: Images in a step over all devices, as it was: more than was asked for if there were more devices.
     batch_size: Count
     seed: Count

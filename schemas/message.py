@@ -17,6 +17,10 @@ Split = Literal["train", "val", "test"]
 
 SCHEMA_VERSION = 1
 
+#: Bounds of what a task's result repeats of its data, so that it fits into the task's document.
+MAX_CLASSES = 5000
+MAX_CLASS_NAME = 200
+
 #: With fewer training images than this, no validation images are set apart.
 MIN_IMAGES_FOR_VALIDATION = 20
 
@@ -91,7 +95,7 @@ class ClassInfo(_Frozen):
     """One class; `id` is its position in `class_info` from 1."""
 
     id: MessageId
-    name: str
+    name: str = Field(max_length=MAX_CLASS_NAME)
     instance_count: int = Field(ge=0)
 
 
@@ -101,7 +105,7 @@ class RequestMessage(_Frozen):
     dataset_info: DatasetInfo
     image_info: tuple[ImageInfo, ...]
     instance_info: tuple[InstanceInfo, ...]
-    class_info: tuple[ClassInfo, ...]
+    class_info: tuple[ClassInfo, ...] = Field(max_length=MAX_CLASSES)
 
 
 def to_coco(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class Attempt:
             except PermanentError as error:
                 await self._fail(TaskError(error.kind, str(error), error.field, error.code))
             except TemporaryError as error:
-                self.machine_failed = error.kind == "disk_full"
+                self.machine_failed |= error.kind == "disk_full"
                 await self._retry(TaskError(error.kind, str(error)), delay=error.delay)
             except StoreError as error:
                 # Refused, again and again: whatever outage there was has been sat out.
@@ -226,11 +226,13 @@ class Attempt:
 
     async def _listen(self, child: Child) -> None:
         """Take in what the child reports, until it ends or has made no progress for too long."""
+        heard = False
         try:
             # It may have been told to stop before it was listened to.
             patience = self._silence_seconds if self._ending is None else self._grace_seconds
             with anyio.fail_after(patience) as self._patience:
                 async for event in child.events():
+                    heard = True
                     moved = self._has_moved(event)
                     await self._take_in(event)
                     if moved and self._ending is None:
@@ -238,6 +240,7 @@ class Attempt:
         except TimeoutError:
             child.kill()
             if self._ending is None and self._outcome is None:
+                self.machine_failed = not heard
                 raise TemporaryError("hung", f"the child made no progress for {self._silence_seconds:g} s") from None
             log.warning("child killed", grace_seconds=self._grace_seconds)
         code: int | None = None
@@ -249,6 +252,7 @@ class Attempt:
             child.kill()
             log.warning("child killed", grace_seconds=grace)
         if self._outcome is None and self._ending is None:
+            self.machine_failed = not heard
             last = child.last_words[-1] if child.last_words else "it said nothing"
             how = f"did not end in {grace:g} s" if code is None else f"ended with {_exit(code)}"
             raise TemporaryError("child_died", f"the child {how}: {last}")
@@ -285,6 +289,8 @@ class Attempt:
                     log.info("child noted", message=event.message)
             case child_job.Snapshot():
                 await self._store_snapshot(event)
+            case child_job.Received():
+                pass
             case _:
                 self._outcome = event
 

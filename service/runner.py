@@ -21,8 +21,9 @@ from service.metrics import ChildEnd, Metrics
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-#: A longer line is no event and no log line, but a library gone wild; it is cut.
-MAX_LINE = 1 << 20
+#: A longer line is no event and no log line, but a library gone wild; it is cut. The longest event is the last one of a
+#: training: the names of 5,000 classes, of 800 bytes each at most, and its metrics.
+MAX_LINE = 8 << 20
 
 #: Lines of one child that are no events and are logged; of more there is no end.
 _MAX_COMPLAINTS = 100

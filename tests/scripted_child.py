@@ -25,6 +25,7 @@ def main() -> int:
     out.joinpath("file").write_bytes(b"made by the child")
     out.joinpath("link").symlink_to(os.environ["SCRIPTED_CANARY"])
     out.joinpath("folder").mkdir()
+    say('{"event": "received"}', out)
     script = Path(os.environ["SCRIPTED_LINES"]) / job["task_id"]
     if script.with_suffix(".py").exists():
         # A test's own code.

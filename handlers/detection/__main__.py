@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from handlers.detection.attempt import die_with_parent, run, write_event
+from handlers.detection.job import Received
 
 
 def main() -> int:
@@ -31,6 +32,7 @@ def main() -> int:
         return 0
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    write_event(events.write, Received())
     return run(Path(line), lambda event: write_event(events.write, event), stop)
 
 

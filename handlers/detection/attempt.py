@@ -93,10 +93,11 @@ def run_rank(fifo: str, path: Path) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     job = Job.model_validate_json(path.read_bytes())
     stop_file = job.out / _STOP_FILE
-    pipe = os.open(fifo, os.O_WRONLY)
+    # Buffered, since a signal can cut a long write short.
+    events = os.fdopen(os.open(fifo, os.O_WRONLY), "w", encoding="utf-8", buffering=1)
 
     def emit(event: Event) -> None:
-        write_event(lambda line: os.write(pipe, line.encode()), event)
+        write_event(events.write, event)
 
     def attempt() -> bool:
         _prepare_process()

@@ -12,7 +12,7 @@ import torchvision
 
 from handlers.detection.job import Job
 from handlers.detection.training_data import TrainingData
-from schemas.card import MAX_CLASSES_COUNTED, TrainingFacts
+from schemas.card import TrainingFacts
 
 
 def training_facts(job: Job, data: TrainingData, batch_size: int, recipe: str) -> TrainingFacts:
@@ -26,7 +26,7 @@ def training_facts(job: Job, data: TrainingData, batch_size: int, recipe: str) -
         split=info.split[:200],
         train_images=len(data.train),
         val_images=len(data.val),
-        boxes=tuple(counts[1:].tolist()) if len(data.class_names) <= MAX_CLASSES_COUNTED else (),
+        boxes=tuple(counts[1:].tolist()),
         batch_size=batch_size,
         seed=job.seed,
         recipe=recipe,

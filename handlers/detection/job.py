@@ -104,6 +104,12 @@ class Job(_Frozen):
     model: TestedModel | None = None
 
 
+class Received(_Frozen):
+    """The child has its job. One that dies before it says so would have died of any other job as well."""
+
+    event: Literal["received"] = "received"
+
+
 class Started(_Frozen):
     """The data is read and the network is built; the first iteration begins."""
 
@@ -212,7 +218,7 @@ class Failed(_Frozen):
 
 
 Event = Annotated[
-    Started | Progress | Measured | Snapshot | Note | Trained | Tested | Stopped | Failed,
+    Received | Started | Progress | Measured | Snapshot | Note | Trained | Tested | Stopped | Failed,
     Field(discriminator="event"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)

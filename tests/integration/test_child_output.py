@@ -16,6 +16,7 @@ from pymongo.database import Database
 
 from handlers.errors import PermanentError
 from handlers.test import _rows
+from schemas.message import MAX_CLASS_NAME, MAX_CLASSES
 from schemas.task import Task
 from tests.helpers import Service, ended, running, train_request, wait_for
 
@@ -290,10 +291,22 @@ def test_a_line_without_end(db: Db, serve: Serve, image_ids: list[ObjectId], scr
     )
     db.DL_TASK.insert_one(train_request(1))
     assert ended(db, 1)["status"] == "SUCCEEDED"
-    assert peak_memory(service) - before < 40_000_000
+    assert peak_memory(service) - before < 70_000_000
     lines = [line for line in service.log.read_text().splitlines() if "xxxxxxxxxx" in line]
     assert len(lines) == 1
     assert len(lines[0]) < 5000
+
+
+def test_the_longest_names_of_classes(db: Db, serve: Serve, image_ids: list[ObjectId], scripts: Path) -> None:
+    """As many and as long as a request message may have them: the last event is read whole, the model is registered."""
+    serve(child_command=SCRIPTED)
+    names = [f"{number:04}".ljust(MAX_CLASS_NAME, "\N{GRINNING FACE}") for number in range(MAX_CLASSES)]
+    (scripts / "1").write_text(json.dumps(EVENTS[5] | {"class_names": names}, ensure_ascii=False) + "\n")
+    db.DL_TASK.insert_one(train_request(1))
+    assert ended(db, 1)["status"] == "SUCCEEDED"
+    registered = db.DL_MODEL.find_one({"task_id": 1})
+    assert registered is not None
+    assert registered["class_names"] == names
 
 
 def test_a_flood_of_notes_and_of_nonsense(db: Db, serve: Serve, image_ids: list[ObjectId], scripts: Path) -> None:

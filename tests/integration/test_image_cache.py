@@ -81,16 +81,27 @@ async def test_the_images_longest_unused_are_forgotten_and_a_running_child_keeps
 ) -> None:
     """Down to the bound, oldest use first; a use is a fetch from the cache too; links stay readable."""
     ids = [GridFSBucket(db, "images").upload_from_stream("x", bytes([n]) * 1000) for n in range(5)]
-    cache = ImageCache(tmp_path / "cache", max_bytes=2000)
+    cache = ImageCache(tmp_path / "cache", max_bytes=10**9)
     rows = await fetch(cache, store, tmp_path / "one", ids)
     kept = {path.name: path for path in (tmp_path / "cache").glob("*/*")}
     for age, file_id in enumerate(ids):
         os.utime(kept[str(file_id)], (1e9 + age, 1e9 + age))
     await fetch(cache, store, tmp_path / "two", [ids[0]])
-    assert await cache.forget() == 3
+    assert await cache.forget(2000) == 3
     assert {path.name for path in (tmp_path / "cache").glob("*/*")} == {str(ids[0]), str(ids[4])}
     assert [content(row)[0] for row in rows] == [0, 1, 2, 3, 4]
-    assert await cache.forget() == 0
+    assert await cache.forget(2000) == 0
+
+
+async def test_the_cache_keeps_its_bound_at_every_fetch(store: Store, db: Db, tmp_path: Path) -> None:
+    """Not only when the janitor comes: a pod is evicted that takes more of its volume than it may."""
+    ids = [GridFSBucket(db, "images").upload_from_stream("x", bytes([n]) * 1000) for n in range(5)]
+    cache = ImageCache(tmp_path / "cache", max_bytes=2500)
+    for number, file_id in enumerate(ids):
+        assert content((await fetch(cache, store, tmp_path / str(number), [file_id]))[0]) == bytes([number]) * 1000
+        kept = list((tmp_path / "cache").glob("*/*"))
+        assert len(kept) == min(number + 1, 2)
+        assert str(file_id) in [path.name for path in kept]
 
 
 async def test_a_full_disk_is_a_fault_of_the_surroundings(
@@ -112,6 +123,26 @@ async def test_a_full_disk_is_a_fault_of_the_surroundings(
             assert raised.value.kind == "disk_full"
             assert "DLTASK_CACHE_DIR" in str(raised.value)
     assert await fetch(cache, store, tmp_path / "run", ids)
+
+
+async def test_a_full_disk_makes_the_cache_smaller(
+    store: Store, db: Db, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it goes, the longest unused first, so that the next attempt finds room."""
+    ids = [GridFSBucket(db, "images").upload_from_stream("x", bytes([n]) * 1000) for n in range(5)]
+    cache = ImageCache(tmp_path / "cache", max_bytes=10**9)
+    await fetch(cache, store, tmp_path / "one", ids[:4])
+    for age, file_id in enumerate(ids[:4]):
+        (path,) = (tmp_path / "cache").glob(f"*/{file_id}")
+        os.utime(path, (1e9 + age, 1e9 + age))
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("handlers.store.files.anyio.open_file", full)
+    with pytest.raises(TemporaryError):
+        await fetch(cache, store, tmp_path / "two", ids[4:])
+    assert {path.name for path in (tmp_path / "cache").glob("*/*")} == {str(file_id) for file_id in ids[2:4]}
 
 
 async def test_a_file_in_gridfs_comes_back_byte_for_byte(store: Store, tmp_path: Path) -> None:

@@ -174,6 +174,19 @@ def test_faults_of_the_child(db: Db, serve: Serve, image_ids: list[ObjectId]) ->
     assert ended(db, 6)["status"] == "SUCCEEDED"
 
 
+def test_a_worker_whose_children_cannot_run_rests(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
+    """A broken installation must not use up the attempts of one task after the other."""
+    service = serve(child_command="/bin/ls /nowhere")
+    db.DL_TASK.insert_many([train_request(1, priority=1), train_request(2)])
+    wait_for(lambda: db.DL_WORKER.find_one({"resting": True}))
+    document = db.DL_TASK.find_one({"task_id": 1})
+    assert document is not None
+    assert (document["status"], document["error"]["kind"]) == ("PENDING", "child_died")
+    assert "/nowhere" in document["error"]["message"]
+    assert db.DL_TASK.count_documents({"task_id": 2, "attempt": {"$gte": 1}}) == 0
+    assert "worker resting" in service.log.read_text()
+
+
 def test_a_silent_child_is_taken_for_hung(db: Db, serve: Serve, image_ids: list[ObjectId], tmp_path: Path) -> None:
     """The watchdog looks at silence, not at how long a task runs."""
     serve(child_silence_seconds=1)

@@ -7,8 +7,9 @@ import bson
 import pytest
 from pydantic import ValidationError
 
-from schemas.card import MAX_CARD_BYTES, MAX_CLASSES_COUNTED, Card
+from schemas.card import MAX_CARD_BYTES, Card
 from schemas.enums import ExpansionDataClass
+from schemas.message import MAX_CLASSES
 from schemas.numbers import INT64_MAX, UINT64_MAX
 from schemas.params import check_params, stored_params
 from service.model_card import markdown
@@ -113,7 +114,7 @@ def test_the_largest_card_is_bounded() -> None:
     largest = card(
         dataset="€" * 200,
         split="€" * 200,
-        boxes=[INT64_MAX] * MAX_CLASSES_COUNTED,
+        boxes=[INT64_MAX] * MAX_CLASSES,
         recipe="€" * 1000,
         versions={f"l{number}": "€" * 200 for number in range(20)},
         parameters=stored_params(check_params(params)),
@@ -121,6 +122,6 @@ def test_the_largest_card_is_bounded() -> None:
         device="€" * 3000,
     )
     assert len(bson.encode(largest)) < MAX_CARD_BYTES
-    for field in ({"boxes": [1] * (MAX_CLASSES_COUNTED + 1)}, {"recipe": "x" * 1001}, {"versions": {"A": "1"}}):
+    for field in ({"boxes": [1] * (MAX_CLASSES + 1)}, {"recipe": "x" * 1001}, {"versions": {"A": "1"}}):
         with pytest.raises(ValidationError):
             card(**field)

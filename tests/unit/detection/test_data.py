@@ -40,6 +40,8 @@ def test_crowds_and_difficult_objects_are_known(tmp_path: Path) -> None:
     [
         (lambda m: m["instance_info"][0].update(image_id=99), "instance_info.0.image_id"),
         (lambda m: m["class_info"][1].update(id=5), "class_info.1.id"),
+        (lambda m: m["class_info"][1].update(name="x" * 201), "class_info.1.name"),
+        (lambda m: m["class_info"].extend(m["class_info"] * 2500), "class_info"),
         (lambda m: m["image_info"][1].update(id=1), "image_info.1.id"),
         (lambda m: m["image_info"][0].update(split="dev"), "image_info.0.split"),
         (lambda m: m["instance_info"][0].update(area=-1), "instance_info.0.area"),
