@@ -1,6 +1,6 @@
 """How soon a client learns that its task was admitted, and that it runs: beside the floor, a poller and Celery.
 
-    python benchmarks/reaction.py [--count 60] [--rounds 3] [--celery-python PATH]
+    python benchmarks/reaction.py [--count 100] [--rounds 3] [--celery-python PATH]
 
 Prints p50 and p99 of milliseconds from a task's insert to PENDING and to RUNNING, as the client's own change stream
 shows them; tasks come one by one to one idle worker. Ours is a real `dltask serve` with the tests' stand-in child. For
@@ -16,6 +16,7 @@ from before `delay()` to the first line of the task, so that no news has to come
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
@@ -173,14 +174,14 @@ def of_celery(peer: Peer, count: int) -> dict[str, list[float]]:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which so much of `values` lies."""
-    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+    """The least of `values` that so much of them does not exceed (nearest rank)."""
+    return sorted(values)[math.ceil(len(values) * share) - 1]
 
 
 async def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=60, help="tasks in each round")
+    parser.add_argument("--count", type=int, default=100, help="tasks in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--celery-python", help="a Python that has celery[redis]")
     arguments = parser.parse_args()

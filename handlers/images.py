@@ -10,11 +10,14 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import orjson
+import structlog
 from bson import ObjectId
 
 from handlers.errors import TemporaryError
 from handlers.store import Store
 from handlers.store.files import FileMissing
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 #: Downloads at once: enough to hide the round trip, few enough to leave the connection pool to the renewals.
 _PARALLEL = 16
@@ -109,7 +112,10 @@ class ImageCache:
 
         Returns how many were removed.
         """
-        return await anyio.to_thread.run_sync(self._forget, self._max_bytes if max_bytes is None else max_bytes)
+        removed = await anyio.to_thread.run_sync(self._forget, self._max_bytes if max_bytes is None else max_bytes)
+        if removed:
+            log.info("images forgotten", files=removed)
+        return removed
 
     def _forget(self, max_bytes: int) -> int:
         files = []

@@ -26,8 +26,7 @@ async def keep_clean(store: Store, cache: ImageCache) -> None:
     """Clean up now and every hour, until cancelled."""
     while True:
         try:
-            if removed := await cache.forget():
-                log.info("images forgotten", files=removed)
+            await cache.forget()
             if removed := await remove_orphans(store, older_than=ORPHAN_SECONDS):
                 log.info("orphaned files removed", files=removed)
         except StoreError as error:

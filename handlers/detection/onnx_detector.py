@@ -100,6 +100,8 @@ def _session(onnx: Path, device: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERROR_SEVERITY
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    # By default a thread that waits for its peers spins, and takes the core from those that read images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
     kind, _, index = device.partition(":")
     if kind == "cuda":
