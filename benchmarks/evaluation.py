@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation.py [--images 5000] [--detections 50000] [--classes 20] [--runs 3]
 
-Prints both, the ratio in each run, and the largest difference between their six figures: mAP, mAP@.5, mAP@.75, and mAP of
-small, medium and large objects. Ours is computed by faster-coco-eval, on the same ranges of areas as pycocotools.
+Prints both, the ratio in each run, and the largest difference between their six figures: mAP, mAP@.5, mAP@.75, and mAP
+of small, medium and large objects. Ours is computed by faster-coco-eval, on the same ranges of areas as pycocotools.
 """
 
 import argparse
