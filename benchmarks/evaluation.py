@@ -33,8 +33,8 @@ def made_up(images: int, detections: int, classes: int, seed: int) -> tuple[dict
         boxes = np.concatenate([corner, corner + rng.uniform(10, 140, (count, 2))], axis=1)
         ids = rng.integers(1, classes + 1, count)
         truths[image_id] = Boxes(boxes.astype(np.float32), ids, rng.random(count) < 0.02, np.zeros(count, np.bool_))
-        right = boxes[rng.random(count) < 0.8][:per_image]
-        right_ids = ids[: len(right)]
+        found_again = rng.random(count) < 0.8
+        right, right_ids = boxes[found_again][:per_image], ids[found_again][:per_image]
         wrong = rng.uniform(0, 500, (per_image - len(right), 2))
         wrong = np.concatenate([wrong, wrong + rng.uniform(10, 140, wrong.shape)], axis=1)
         near = right + rng.normal(0, 4, right.shape)

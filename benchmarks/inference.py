@@ -1,14 +1,14 @@
 """How many images a second a test on the CPU takes, end to end: from files in the cache to the numbers.
 
-    python benchmarks/inference.py [--folder ../shared/datasets/bccd] [--images 150] [--train 10] [--rounds 3]
+    python benchmarks/inference.py [--folder ../shared/datasets/bccd] [--images 600] [--train 10] [--rounds 3]
 
 Ours reads the files, runs the exported model (MobileNet at 320 pixels, 10 images at once), writes the detections and
 evaluates them; a further line is the whole job, with its pictures and report, which take as long however many images
-there are. The floor is a bare onnxruntime session with the same options on the same batches, ready in memory. The peer
-is eager torch: files, network, suppression and the same evaluation, one batch after the other. Further figures:
-torchvision's evaluation loop (PIL, a `DataLoader` with a process for each core, one image at once as in its script, its
-own smaller SSDLite, pycocotools) and OpenCV's DNN on ready batches. Both networks were trained for `--train`
-iterations, each by its own loop, since one that knows nothing finds everything everywhere.
+there are. The floor is a bare onnxruntime session as it is by default, with a thread for each core, on the same
+batches, ready in memory. The peer is eager torch: files, network, suppression and the same evaluation, one batch after
+the other. Further figures: torchvision's evaluation loop (PIL, a `DataLoader` with a process for each core, one image
+at once as in its script, its own smaller SSDLite, pycocotools) and OpenCV's DNN on ready batches. Both networks were
+trained for `--train` iterations, each by its own loop, since one that knows nothing finds everything everywhere.
 """
 
 import argparse
@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import cv2
 import numpy as np
+import onnxruntime
 import torch
 from accuracy import DATASETS
 from accuracy_peers import torchvision_ssdlite
@@ -167,7 +168,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=DATASETS / "bccd", help="a COCO folder")
-    parser.add_argument("--images", type=int, default=150, help="tested; those of the folder, again and again")
+    parser.add_argument("--images", type=int, default=600, help="tested; those of the folder, again and again")
     parser.add_argument("--train", type=int, default=10, help="iterations before the export")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -191,7 +192,9 @@ def main() -> None:
         export(network, class_names, work / "model.onnx")
         model = TestedModel(onnx=work / "model.onnx", class_names=class_names, input_size=SIZE)
         test, batches = Test(work, message, samples, model), ready(samples)
-        session = test.detector._session
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        session = onnxruntime.InferenceSession(model.onnx, options, providers=["CPUExecutionProvider"])
         runs = {
             "ours": test.run,
             "floor": partial(per_second, lambda batch: session.run(None, {"images": batch}), batches),

@@ -8,7 +8,6 @@ after the loop, so both lists are spooled to disk and joined at the end: no more
 import hashlib
 import math
 import mmap
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -32,6 +31,9 @@ from schemas.task import Task, object_id
 
 _SKIPS_NAMED = 10
 
+#: Bytes copied at once.
+_BLOCK = 1 << 20
+
 #: What stands between the images and the labels.
 _BETWEEN = b'],\n"instance_info": ['
 
@@ -46,7 +48,8 @@ class _Message:
     instance_count: int = 0
     #: Name of each class, in the order in which they were met; a class id is its position from 1.
     classes: dict[str, int] = field(default_factory=dict)
-    per_class: Counter[int] = field(default_factory=Counter)
+    #: Boxes of each class, by its id.
+    per_class: dict[int, int] = field(default_factory=dict)
     #: (image id, classes of its boxes) of the images whose split is still open.
     undecided: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     validation_images: int = 0
@@ -58,10 +61,11 @@ class _Message:
         """One turn of the outer loop, with the inner loop inside. Split None: to be decided at the end."""
         self.image_count += 1
         image_id, mongodb_id = self.image_count, str(image["_id"])
-        seen: Counter[int] = Counter()
+        seen: dict[int, int] = {}
         boxes, rows = [], []
         # By locals: it is done a million times, and reading the next batch waits for it.
         number, classes = self.instance_count, self.classes
+        begin = b",\n" if number else b"\n"
         for label in labels:
             box = _box(label)
             if isinstance(box, str):
@@ -74,7 +78,7 @@ class _Message:
                 class_id = classes[name] = len(classes) + 1
                 if class_id > MAX_CLASSES:
                     raise PermanentError("data", f"the labels have more than {MAX_CLASSES} classes")
-            seen[class_id] += 1
+            seen[class_id] = seen.get(class_id, 0) + 1
             x, y, w, h = box
             crowd = 1 if label.get("crowd") is True else 0
             difficult = 1 if label.get("difficult") is True else 0
@@ -93,10 +97,10 @@ class _Message:
             )
         self.instance_count = number
         if rows:
-            # A line of the spool is all instances of an image: a call for each would take as long as the rest.
-            self.instances.write(orjson.dumps(rows)[1:-1] + b"\n")
+            # All instances of an image at once: a call for each would take as long as the rest.
+            self.instances.write(begin + orjson.dumps(rows)[1:-1])
         for class_id, count in seen.items():
-            self.per_class[class_id] += count
+            self.per_class[class_id] = self.per_class.get(class_id, 0) + count
         if split is None:
             self.undecided.append((image_id, tuple(seen)))
         elif split == "val":
@@ -138,14 +142,14 @@ class _Message:
             "skipped_labels": {"count": self.skipped, "examples": self.skipped_examples},
         }
         yield b'{"dataset_info": ' + orjson.dumps(info) + b',\n"image_info": ['
-        for number, line in enumerate(_lines(self.images)):
-            image = orjson.loads(line)
-            if image["split"] is None:
-                image["split"] = "val" if image["id"] in chosen else "train"
-            yield (b",\n" if number else b"\n") + orjson.dumps(image)
+        self.images.seek(0)
+        for image_id, line in enumerate(self.images, 1):
+            # In no name: JSON escapes the quotes there.
+            split = b'"split":"val"' if image_id in chosen else b'"split":"train"'
+            yield (b"\n" if image_id == 1 else b",\n") + line.rstrip(b"\n").replace(b'"split":null', split)
         yield _BETWEEN
-        for number, line in enumerate(_lines(self.instances)):
-            yield (b",\n" if number else b"\n") + line.rstrip(b"\n")
+        self.instances.seek(0)
+        yield from iter(lambda: self.instances.read(_BLOCK), b"")
         classes = [
             {"id": class_id, "name": name, "instance_count": self.per_class[class_id]}
             for name, class_id in self.classes.items()
@@ -324,8 +328,3 @@ def _pixels(value: Any) -> int:
 
 def _write(spool: IO[bytes], row: dict[str, Any]) -> None:
     spool.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-
-
-def _lines(spool: IO[bytes]) -> Iterator[bytes]:
-    spool.seek(0)
-    return iter(spool)

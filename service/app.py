@@ -189,16 +189,16 @@ async def _serve(
                     await children.warm_up()
             except OSError as error:
                 raise StartupError(f"DLTASK_CHILD_COMMAND cannot be started: {error}") from error
-            log.info(
-                "service ready",
-                version=version("dltask"),
-                database=settings.database,
-                devices=devices.total,
-                gpu_fallback=devices.fallback,
-            )
             try:
                 web = site(settings, store, metrics, environment=environment, why_not_ready=why_not_ready, look=look)
                 async with web:
+                    log.info(
+                        "service ready",
+                        version=version("dltask"),
+                        database=settings.database,
+                        devices=devices.total,
+                        gpu_fallback=devices.fallback,
+                    )
                     # Returns once drained: attempts first, since they need the watcher, the leases and the database.
                     await dispatcher.run()
             finally:

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ _FILE_ERRORS = (
 )
 #: What it raises for a file too, and for a device.
 _OTHER_ERRORS = (ort_errors.EPFail, ort_errors.Fail, ort_errors.RuntimeException, RuntimeError, ValueError)
+#: As a batch has images by default.
+_MAX_PARTS = 10
 _ERROR_SEVERITY, _FATAL_SEVERITY = 3, 4
 
 
@@ -44,7 +48,11 @@ class OnnxDetector:
         """
         self.class_names = tuple(class_names)
         self.input_size = input_size
-        self._session = _session(onnx, device)
+        #: Into how many parts a batch is divided, and the threads that run them. On a CPU a thread for each core that
+        #: runs an image of its own is faster than all at one operator after the other.
+        self._parts = 1 if device != "cpu" else min(len(os.sched_getaffinity(0)), _MAX_PARTS)
+        self._threads = ThreadPoolExecutor(self._parts)
+        self._session = _session(onnx, device, self._parts)
         #: What really runs.
         self.device = device
         self._check(onnx)
@@ -74,12 +82,17 @@ class OnnxDetector:
 
     def detect_stretched(self, images: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """The same for `images` [N, S, S, 3] that are at input size already; `sizes` are their own (width, height)."""
+        bounds = [part * len(images) // self._parts for part in range(self._parts + 1)]
+        parts = [(images[begin:end], sizes[begin:end]) for begin, end in pairwise(bounds) if begin < end]
         try:
-            boxes, scores, class_ids = self._session.run(list(_OUTPUTS), {"images": images})
+            return [found for answer in self._threads.map(self._detect, *zip(*parts, strict=True)) for found in answer]
         except (ort_errors.Fail, ort_errors.RuntimeException) as error:
             if "Failed to allocate memory" in str(error) or "out of memory" in str(error):
                 raise OutOfMemory(f"{self.device} has too little memory for {len(images)} images at once") from None
             raise
+
+    def _detect(self, images: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        boxes, scores, class_ids = self._session.run(list(_OUTPUTS), {"images": images})
         if class_ids.max(initial=0) > len(self.class_names):
             raise DataError(
                 f"the model found class {class_ids.max()}; registered are {len(self.class_names)} classes", "model_name"
@@ -94,12 +107,13 @@ class OnnxDetector:
         return found
 
 
-def _session(onnx: Path, device: str) -> Any:
+def _session(onnx: Path, device: str, callers: int) -> Any:
     # Its warnings speak to whoever builds onnxruntime. On the way to CUDA even its errors are repeated below.
     onnxruntime.set_default_logger_severity(_FATAL_SEVERITY)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERROR_SEVERITY
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    # Its callers work too.
+    options.intra_op_num_threads = max(len(os.sched_getaffinity(0)) - callers, 0) + 1
     # By default a thread that waits for its peers spins, and takes the core from those that read images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]

@@ -15,7 +15,11 @@ from schemas.task import object_id
 BATCH = 1000
 
 _IMAGE_FIELDS = {"file_name": True, "width": True, "height": True, "file_id": True, "split": True}
-_LABEL_FIELDS = {"img_id": True, "class_name": True, "bbox": True, "difficult": True, "crowd": True}
+_LABEL_FIELDS = {"class_name": True, "bbox": True, "difficult": True, "crowd": True} | {
+    # As text, where they can be: of a million labels, two ids each take Python as long to make as all the rest.
+    name: {"$convert": {"input": f"${name}", "to": "string", "onError": f"${name}"}}
+    for name in ("_id", "img_id")
+}
 
 
 class Records:
