@@ -17,7 +17,7 @@ from handlers.detection.job import Job, Note, Progress
 # Under names that pytest does not take for test classes.
 from handlers.detection.job import Tested as Outcome
 from handlers.detection.job import TestedModel as RegisteredModel
-from schemas.message import RequestMessage
+from schemas.message import MAX_CLASS_NAME, RequestMessage
 from schemas.result import (
     AtThreshold,
     Calibration,
@@ -94,7 +94,8 @@ def outcome(folder: Path, name: str, classes: int = 2, **changes: Any) -> Outcom
 def page(folder: Path, made: Outcome, name: str = "cells", notes: tuple[str, ...] = ()) -> str:
     info = {"task_id": "7", "task_type": "TEST", "dataset": name, "created": "2026-01-01T00:00:00Z", "split": name}
     counts = {"image_count": 13, "instance_count": 14, "class_count": 1, "fingerprint": "f" * 64}
-    row = {"id": 1, "name": name, "instance_count": 14}
+    # As far as a message takes it.
+    row = {"id": 1, "name": name.encode(errors="replace").decode()[:MAX_CLASS_NAME], "instance_count": 14}
     message = RequestMessage.model_validate(
         {"dataset_info": info | counts, "image_info": [], "instance_info": [], "class_info": [row]}
     )
