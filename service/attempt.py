@@ -44,7 +44,8 @@ QUIET_RENEW_SECONDS = 10.0
 #: How often the server may refuse what an attempt needs of it before its refusal is taken for an answer.
 _REFUSALS = 5
 
-#: Seconds that a child has to be gone once it has closed its output, however short the grace.
+#: Seconds that a child has to be gone once it has closed its output, and a release to be written, however short the
+#: grace.
 _EXIT_SECONDS = 5.0
 
 #: Notes kept for the result, and measurements that wait to be stored: a child gone wild makes more.
@@ -340,7 +341,7 @@ class Attempt:
 
     async def _release_to_stop(self) -> None:
         # Not however long that takes: where the database is away, the lease does the same for the task a little later.
-        with anyio.move_on_after(self._grace_seconds):
+        with anyio.move_on_after(max(self._grace_seconds, _EXIT_SECONDS)):
             await self._insist(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
             self._over = ("released", "")
             log.info("task released")
@@ -465,6 +466,7 @@ class Attempt:
             progress = self._progress
             if progress == told and time.monotonic() - renewed < quiet:
                 continue
+            asked = time.monotonic()
             try:
                 cancel = await self._store.tasks.renew(self.task, progress if progress != told else None)
                 self._metrics.lease_renewed(done=True)
@@ -481,7 +483,8 @@ class Attempt:
                 self._metrics.lease_renewed(done=False)
                 log.warning("lease not renewed", reason=brief(error))
                 continue
-            renewed, told = time.monotonic(), progress
+            # From when it was asked for: storing the lines above can take as long as a lease.
+            renewed, told = asked, progress
             if cancel:
                 self.end(Ending.CANCELLED)
 
