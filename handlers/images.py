@@ -59,7 +59,7 @@ class ImageCache:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            await self.forget(self._bytes // 2)
+            await self.forget(half=True)
             raise TemporaryError(
                 "disk_full", f"no space left in {self._folder} for images; free some or set DLTASK_CACHE_DIR"
             ) from None
@@ -107,17 +107,17 @@ class ImageCache:
                 pass
         return {"id": ref["id"], "path": str(here)}
 
-    async def forget(self, max_bytes: int | None = None) -> int:
-        """Remove the files longest unused until at most `max_bytes` are kept, by default what the cache may hold.
+    async def forget(self, *, half: bool = False) -> int:
+        """Remove the files longest unused until at most `max_bytes` are kept, or `half` of what there is if less.
 
         Returns how many were removed.
         """
-        removed = await anyio.to_thread.run_sync(self._forget, self._max_bytes if max_bytes is None else max_bytes)
+        removed = await anyio.to_thread.run_sync(self._forget, half)
         if removed:
             log.info("images forgotten", files=removed)
         return removed
 
-    def _forget(self, max_bytes: int) -> int:
+    def _forget(self, half: bool) -> int:
         files = []
         for path in self._folder.glob("??/*"):
             try:
@@ -126,9 +126,10 @@ class ImageCache:
                 continue
             files.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in files)
+        kept = min(self._max_bytes, total // 2) if half else self._max_bytes
         removed = 0
         for _, size, path in sorted(files):
-            if total <= max_bytes:
+            if total <= kept:
                 break
             path.unlink(missing_ok=True)
             total -= size

@@ -99,11 +99,15 @@ class Attempt:
         self._folder = runs / f"{task.task_id}-{task.attempt}-{secrets.token_hex(4)}"
         self._all_devices = all_devices
         self._grace_seconds = grace_seconds
+        #: What a child has to be gone, and a release to be written.
+        self._exit_seconds = max(grace_seconds, _EXIT_SECONDS)
         self._silence_seconds = silence_seconds
         self._ending: Ending | None = None
         #: Whether the database is away while the worker stops: each call more would keep it for a time-out.
         self._given_up = False
         self._child: Child | None = None
+        #: Whether it has reported anything.
+        self._heard = False
         self._preparing = anyio.CancelScope()
         #: Runs out when the child has been silent, or stopping, for too long.
         self._patience = anyio.CancelScope()
@@ -173,7 +177,9 @@ class Attempt:
             except PermanentError as error:
                 await self._fail(TaskError(error.kind, str(error), error.field, error.code))
             except TemporaryError as error:
-                self.machine_failed |= error.kind == "disk_full"
+                # A child that never said that it has its job would not have taken any other one either.
+                mute = self._child is not None and not self._heard
+                self.machine_failed = mute or error.kind == "disk_full"
                 await self._retry(TaskError(error.kind, str(error)), delay=error.delay)
             except StoreError as error:
                 # Refused, again and again: whatever outage there was has been sat out.
@@ -227,13 +233,11 @@ class Attempt:
 
     async def _listen(self, child: Child) -> None:
         """Take in what the child reports, until it ends or has made no progress for too long."""
-        heard = False
         try:
             # It may have been told to stop before it was listened to.
             patience = self._silence_seconds if self._ending is None else self._grace_seconds
             with anyio.fail_after(patience) as self._patience:
                 async for event in child.events():
-                    heard = True
                     moved = self._has_moved(event)
                     await self._take_in(event)
                     if moved and self._ending is None:
@@ -241,21 +245,18 @@ class Attempt:
         except TimeoutError:
             child.kill()
             if self._ending is None and self._outcome is None:
-                self.machine_failed = not heard
                 raise TemporaryError("hung", f"the child made no progress for {self._silence_seconds:g} s") from None
             log.warning("child killed", grace_seconds=self._grace_seconds)
         code: int | None = None
-        grace = max(self._grace_seconds, _EXIT_SECONDS)
-        with anyio.move_on_after(grace):
+        with anyio.move_on_after(self._exit_seconds):
             code = await child.wait()
         if code is None:
             # It has said all that it will say, and hangs on its way out. Who closes it makes sure that it is gone.
             child.kill()
-            log.warning("child killed", grace_seconds=grace)
+            log.warning("child killed", grace_seconds=self._exit_seconds)
         if self._outcome is None and self._ending is None:
-            self.machine_failed = not heard
             last = child.last_words[-1] if child.last_words else "it said nothing"
-            how = f"did not end in {grace:g} s" if code is None else f"ended with {_exit(code)}"
+            how = f"did not end in {self._exit_seconds:g} s" if code is None else f"ended with {_exit(code)}"
             raise TemporaryError("child_died", f"the child {how}: {last}")
 
     def _has_moved(self, event: child_job.Event) -> bool:
@@ -265,6 +266,7 @@ class Attempt:
         return not isinstance(event, child_job.Note)
 
     async def _take_in(self, event: child_job.Event) -> None:
+        self._heard = True
         match event:
             case child_job.Started():
                 log.info(
@@ -290,9 +292,7 @@ class Attempt:
                     log.info("child noted", message=event.message)
             case child_job.Snapshot():
                 await self._store_snapshot(event)
-            case child_job.Received():
-                pass
-            case _:
+            case child_job.Trained() | child_job.Tested() | child_job.Stopped() | child_job.Failed():
                 self._outcome = event
 
     async def _store_snapshot(self, snapshot: child_job.Snapshot) -> None:
@@ -341,13 +341,13 @@ class Attempt:
 
     async def _release_to_stop(self) -> None:
         # Not however long that takes: where the database is away, the lease does the same for the task a little later.
-        with anyio.move_on_after(max(self._grace_seconds, _EXIT_SECONDS)):
+        with anyio.move_on_after(self._exit_seconds):
             await self._insist(lambda: self._store.tasks.release(self.task, "the worker is shutting down"))
             self._over = ("released", "")
             log.info("task released")
             return
         self._given_up = True
-        log.warning("task not released", grace_seconds=self._grace_seconds)
+        log.warning("task not released", grace_seconds=self._exit_seconds)
 
     async def _succeed(self, outcome: child_job.Trained | child_job.Tested) -> None:
         kind = self.task.params.device_type.name

@@ -83,9 +83,10 @@ class OnnxDetector:
     def detect_stretched(self, images: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """The same for `images` [N, S, S, 3] that are at input size already; `sizes` are their own (width, height)."""
         bounds = [part * len(images) // self._parts for part in range(self._parts + 1)]
-        parts = [(images[begin:end], sizes[begin:end]) for begin, end in pairwise(bounds) if begin < end]
+        parts = [(begin, end) for begin, end in pairwise(bounds) if begin < end]
         try:
-            return [found for answer in self._threads.map(self._detect, *zip(*parts, strict=True)) for found in answer]
+            answers = self._threads.map(lambda part: self._detect(images[slice(*part)], sizes[slice(*part)]), parts)
+            return [found for answer in answers for found in answer]
         except (ort_errors.Fail, ort_errors.RuntimeException) as error:
             if "Failed to allocate memory" in str(error) or "out of memory" in str(error):
                 raise OutOfMemory(f"{self.device} has too little memory for {len(images)} images at once") from None
@@ -112,8 +113,8 @@ def _session(onnx: Path, device: str, callers: int) -> Any:
     onnxruntime.set_default_logger_severity(_FATAL_SEVERITY)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERROR_SEVERITY
-    # Its callers work too.
-    options.intra_op_num_threads = max(len(os.sched_getaffinity(0)) - callers, 0) + 1
+    # Each of the `callers` works itself and asks for help; with them and the helpers there is a thread for each core.
+    options.intra_op_num_threads = len(os.sched_getaffinity(0)) - callers + 1
     # By default a thread that waits for its peers spins, and takes the core from those that read images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]

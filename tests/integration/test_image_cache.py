@@ -87,10 +87,11 @@ async def test_the_images_longest_unused_are_forgotten_and_a_running_child_keeps
     for age, file_id in enumerate(ids):
         os.utime(kept[str(file_id)], (1e9 + age, 1e9 + age))
     await fetch(cache, store, tmp_path / "two", [ids[0]])
-    assert await cache.forget(2000) == 3
+    smaller = ImageCache(tmp_path / "cache", max_bytes=2000)
+    assert await smaller.forget() == 3
     assert {path.name for path in (tmp_path / "cache").glob("*/*")} == {str(ids[0]), str(ids[4])}
     assert [content(row)[0] for row in rows] == [0, 1, 2, 3, 4]
-    assert await cache.forget(2000) == 0
+    assert await smaller.forget() == 0
 
 
 async def test_the_cache_keeps_its_bound_at_every_fetch(store: Store, db: Db, tmp_path: Path) -> None:

@@ -137,6 +137,17 @@ def test_sigterm_gives_the_task_back_and_it_resumes(
     assert db.DL_MODEL.count_documents({}) == 1
 
 
+def test_without_any_grace_the_task_is_given_back_too(db: Db, serve: Serve, image_ids: list[ObjectId]) -> None:
+    """The child is killed at once; the release has its seconds all the same."""
+    service = serve(grace_seconds=0)
+    db.DL_TASK.insert_one(train_request(1, iterations=10_000))
+    running(db, 1)
+    assert service.stop() == 0
+    waiting = db.DL_TASK.find_one({"task_id": 1})
+    assert waiting is not None
+    assert (waiting["status"], waiting["failures"]) == ("PENDING", 0)
+
+
 def test_a_killed_worker_loses_its_task_to_the_next(
     db: Db, serve: Serve, image_ids: list[ObjectId], tmp_path: Path
 ) -> None:
